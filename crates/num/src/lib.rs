@@ -1,0 +1,3 @@
+//! The definition of the numbers.
+pub mod affine;
+pub use affine::{QParams, QParamsError, QRange};

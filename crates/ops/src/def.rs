@@ -1,0 +1,80 @@
+//! What an operator is.
+
+use midtread_graph::Node;
+
+use crate::{
+    eval::{Args, EvalCtx, OpError},
+    infer::InferCtx,
+};
+use midtread_graph::Tensor;
+
+/// One operator of one domain, over all the versions of it that this crate knows.
+pub struct OpDef {
+    /// `NodeProto.op_type`.
+    pub op_type: &'static str,
+    /// `""` or `com.microsoft`.
+    pub domain: &'static str,
+    /// The operator set versions in which the specification changed it, ascending; the first is the oldest that
+    /// `eval` and `infer` know. A model that imports a version past the last uses the last.
+    pub versions: &'static [i64],
+    /// Types (and values of shape tensors) of the outputs from those of the inputs. Leaves unknown what it cannot
+    /// tell; an error is a contradiction in the model.
+    pub infer: fn(&mut InferCtx<'_>) -> Result<(), OpError>,
+    /// The outputs, exactly as the specification defines them.
+    pub eval: fn(&EvalCtx<'_>, Args) -> Result<Vec<Tensor>, OpError>,
+    /// How a quantizer treats it.
+    pub role: Role,
+}
+
+/// How a quantizer treats an operator.
+pub enum Role {
+    /// It has an integer form, or moves values that may be integers.
+    Quantized {
+        /// One role per input, in schema order. Inputs past the end have the last one's (variadic operators).
+        inputs: &'static [InputRole],
+        /// Where the parameters of (all) outputs come from.
+        output: OutputRole,
+    },
+    /// It can be absorbed into the range of its input's producer when that has no other use (Relu, Clip): the
+    /// function gives the bounds, if they are constant. Otherwise it is quantized like `Calibrated` with one
+    /// activation.
+    Clamp {
+        /// Lower and upper bound; infinite where there is none.
+        bounds: fn(&Node, constants: &dyn Fn(usize) -> Option<f32>) -> Option<(f32, f32)>,
+    },
+    /// It computes on shapes, indices or masks: never quantized, and not worth a line in the ledger.
+    Structural,
+    /// It stays in float, for the given reason (a clause: "its statistics need float32").
+    Float(&'static str),
+}
+
+/// The part an input plays.
+#[derive(Clone, Copy)]
+pub enum InputRole {
+    /// Quantized per tensor, over a calibrated range.
+    Activation,
+    /// Constant (otherwise an activation); quantized per channel along the axis on which the output channels lie.
+    Weight {
+        /// That axis, given the node and the weight's rank; `None` when it has none (a vector).
+        channel_axis: fn(&Node, usize) -> Option<usize>,
+    },
+    /// Constant `i32` with scale `input_scale * weight_scale` and zero point 0.
+    Bias,
+    /// Stays as it is: shapes, indices, axes.
+    Parameter,
+}
+
+/// Where an output's scale and zero point come from.
+#[derive(Clone, Copy)]
+pub enum OutputRole {
+    /// Its own calibrated range.
+    Calibrated,
+    /// Input `n`'s, because the operator only moves or selects values.
+    SameAs(usize),
+    /// Every output and every activation input share one set (Concat).
+    AllSame,
+    /// Known beforehand: `(min, max)` (Softmax: 0 to 1).
+    Fixed(f32, f32),
+    /// Not quantized (an integer or boolean result).
+    Unquantized,
+}

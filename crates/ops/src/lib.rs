@@ -1,0 +1,21 @@
+//! Operators: for each one its versions, its shape rule, its evaluation and its role in quantization, side by side.
+//!
+//! One file a family (`conv.rs`, `elementwise.rs`, ...) with an [`OpDef`] for each operator in it, and one line each
+//! in [`table`]. Everything that walks the table (the interpreter, shape inference, the planner, the tests and
+//! `docs/reference/operators.md`) finds a new operator by itself.
+//!
+//! Reading order: [`def`] (what an operator is), [`sym`] (sizes as expressions), [`infer`] (what a shape rule sees),
+//! [`eval`] (what an evaluation sees), [`table`], then the families.
+#![forbid(unsafe_code)]
+
+pub mod def;
+pub mod eval;
+pub mod infer;
+pub mod sym;
+pub mod table;
+
+pub use def::{InputRole, OpDef, OutputRole, Role};
+pub use eval::{Args, EvalCtx, OpError, Pool};
+pub use infer::{Info, InferCtx};
+pub use sym::SymDim;
+pub use table::{OPS, find};
