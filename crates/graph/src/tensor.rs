@@ -1,6 +1,9 @@
 //! Typed bytes with a shape.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
 
 use bytemuck::{Pod, Zeroable};
 use bytes::Bytes;
@@ -346,6 +349,13 @@ pub struct Sample {
 pub struct AlignedBuf {
     lines: Vec<Line>,
     len: usize,
+    home: Option<Weak<dyn Home>>,
+}
+
+/// Where the memory of buffers goes when they are dropped.
+pub trait Home: Send + Sync {
+    /// Takes in the buffer, which has no home any more. If it is dropped there, its memory is freed.
+    fn take_in(&self, buf: AlignedBuf);
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -355,7 +365,7 @@ struct Line([u8; 64]);
 impl AlignedBuf {
     /// `n_bytes` zeros. Large buffers come zeroed from the system, without being written here.
     pub fn zeroed(n_bytes: usize) -> Self {
-        Self { lines: bytemuck::allocation::zeroed_vec(n_bytes.div_ceil(64)), len: n_bytes }
+        Self { lines: bytemuck::allocation::zeroed_vec(n_bytes.div_ceil(64)), len: n_bytes, home: None }
     }
 
     /// A copy.
@@ -380,6 +390,12 @@ impl AlignedBuf {
         self.lines.len() * 64
     }
 
+    /// The same buffer, which goes to `home` when it is dropped, if there is still such a place then.
+    pub fn with_home(mut self, home: Weak<dyn Home>) -> Self {
+        self.home = Some(home);
+        self
+    }
+
     /// The same memory as a buffer of `n_bytes` of whatever it held before, or itself where it is too small.
     pub fn reuse(mut self, n_bytes: usize) -> Result<Self, Self> {
         if self.capacity() < n_bytes {
@@ -387,6 +403,14 @@ impl AlignedBuf {
         }
         self.len = n_bytes;
         Ok(self)
+    }
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        if let Some(home) = self.home.take().and_then(|home| home.upgrade()) {
+            home.take_in(std::mem::take(self));
+        }
     }
 }
 

@@ -1,1 +1,38 @@
-//! (module docs)
+//! Quantization of ONNX models: measure a float model on real data, decide how every tensor is represented in few
+//! bits, write a model that runs anywhere ONNX runs, and say what that cost and why.
+//!
+//! ```no_run
+//! use midtread::{data, onnx, quant::PlanOptions};
+//!
+//! # fn main() -> Result<(), midtread::Error> {
+//! let model = onnx::load("mobilenet.onnx".as_ref())?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`quantize`] does all of it. Its stages are functions too, for those who want to look between them, and what they
+//! leave behind ([`Stats`], [`Plan`]) is text that can be saved, compared and edited:
+//! `load -> prepare -> calibrate -> plan -> apply -> save`.
+//!
+//! Reading order: [`quantize`] (the whole way), [`evaluate`] (how good a model is), [`latency`], [`error`].
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod evaluate;
+pub mod latency;
+pub mod quantize;
+
+pub use midtread_data as data;
+pub use midtread_exec as exec;
+pub use midtread_graph as graph;
+pub use midtread_kernels as kernels;
+pub use midtread_num as num;
+pub use midtread_onnx as onnx;
+pub use midtread_ops as ops;
+pub use midtread_passes as passes;
+pub use midtread_quant as quant;
+pub use midtread_report as report;
+
+pub use error::Error;
+pub use midtread_quant::{Format, Plan, PlanOptions, Scheme, Stats, Target, apply, plan};
+pub use quantize::{Options, Quantized, quantize};

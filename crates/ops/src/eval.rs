@@ -1,8 +1,14 @@
 //! What an operator's evaluation sees.
 
-use std::sync::Mutex;
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
-use midtread_graph::{AlignedBuf, DataType, Element, Node, Tensor, TensorError};
+use midtread_graph::{AlignedBuf, DataType, Element, Home, Node, Tensor, TensorError};
 
 /// An evaluation's surroundings. Kernels use the threads of the rayon pool that the caller is in.
 pub struct EvalCtx<'a> {
@@ -63,6 +69,12 @@ pub enum OpError {
     /// A form that this version does not compute; a noun phrase: "`auto_pad` SAME_UPPER".
     #[error("{0} is not supported")]
     Unsupported(String),
+    /// An output is larger than what may still be held ([`Pool::set_max_tensor`]).
+    #[error("a tensor of {needed} bytes is more than may be held")]
+    Memory {
+        /// Its size.
+        needed: usize,
+    },
     /// A tensor has another type or size than it must.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -71,38 +83,71 @@ pub enum OpError {
 /// Memory of tensors that are no longer used, for those that come next.
 ///
 /// Fresh memory of more than a few pages costs more to obtain (the system zeroes each page on first use) than most
-/// elementwise operators cost to compute.
-#[derive(Debug, Default)]
+/// elementwise operators cost to compute. What a pool gave comes back to it when it is dropped, wherever that is.
+#[derive(Debug)]
 pub struct Pool {
-    free: Mutex<Vec<Entry>>,
+    free: Arc<FreeList>,
+    max_tensor: AtomicUsize,
 }
 
-/// A free buffer.
-struct Entry(AlignedBuf);
+/// Free buffers, the one that came last at the end.
+#[derive(Default)]
+struct FreeList(Mutex<VecDeque<AlignedBuf>>);
 
-impl std::fmt::Debug for Entry {
+impl FreeList {
+    /// At most this many buffers are kept.
+    const MAX_FREE: usize = 32;
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<AlignedBuf>> {
+        self.0.lock().expect("no panic while the lock is held")
+    }
+}
+
+impl Home for FreeList {
+    fn take_in(&self, buf: AlignedBuf) {
+        let mut free = self.lock();
+        free.push_back(buf);
+        // The oldest goes: nothing of its size was asked for since. Freed after the lock.
+        let _freed = if Self::MAX_FREE < free.len() { free.pop_front() } else { None };
+        drop(free);
+    }
+}
+
+impl std::fmt::Debug for FreeList {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} bytes", self.0.capacity())
+        write!(f, "{} buffers", self.lock().len())
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self { free: Arc::default(), max_tensor: AtomicUsize::new(usize::MAX) }
     }
 }
 
 impl Pool {
-    /// At most this many buffers are kept.
-    const MAX_FREE: usize = 32;
-
     /// A tensor whose elements are whatever the memory held before: the caller writes every one.
     pub fn tensor(&self, dtype: DataType, dims: Vec<usize>) -> Result<Tensor, OpError> {
         let n = midtread_graph::tensor::n_elements(&dims)?;
         let n_bytes = dtype.n_bytes(n).ok_or_else(|| TensorError::TooLarge { dims: dims.clone() })?;
-        let mut free = self.free.lock().expect("no panic while the lock is held");
+        if self.max_tensor.load(Ordering::Relaxed) < n_bytes {
+            return Err(OpError::Memory { needed: n_bytes });
+        }
+        let mut free = self.free.lock();
         // The smallest that is large enough, but not one that wastes more than it holds.
         let best = (0..free.len())
-            .filter(|&i| (n_bytes..=(2 * n_bytes).max(4096)).contains(&free[i].0.capacity()))
-            .min_by_key(|&i| free[i].0.capacity());
-        let buf = best.map(|i| free.swap_remove(i).0);
+            .filter(|&i| (n_bytes..=(2 * n_bytes).max(4096)).contains(&free[i].capacity()))
+            .min_by_key(|&i| free[i].capacity());
+        let buf = best.and_then(|i| free.remove(i));
         drop(free);
         let buf = buf.and_then(|b| b.reuse(n_bytes).ok()).unwrap_or_else(|| AlignedBuf::zeroed(n_bytes));
-        Ok(Tensor::from_buf(dtype, dims, buf)?)
+        let home: Weak<FreeList> = Arc::downgrade(&self.free);
+        Ok(Tensor::from_buf(dtype, dims, buf.with_home(home))?)
+    }
+
+    /// From now on, larger tensors are refused with [`OpError::Memory`].
+    pub fn set_max_tensor(&self, n_bytes: usize) {
+        self.max_tensor.store(n_bytes, Ordering::Relaxed);
     }
 
     /// A tensor made by writing every element of `T`.
@@ -118,15 +163,23 @@ impl Pool {
 
     /// Takes back the memory of a tensor, if nothing else shares it.
     pub fn give_back(&self, tensor: Tensor) {
-        let Some(buf) = tensor.into_buf() else { return };
-        let mut free = self.free.lock().expect("no panic while the lock is held");
-        if free.len() < Self::MAX_FREE {
-            free.push(Entry(buf));
+        // A buffer of this pool comes back when it is dropped; one from elsewhere is as welcome.
+        if let Some(buf) = tensor.into_buf() {
+            let home: Weak<FreeList> = Arc::downgrade(&self.free);
+            drop(buf.with_home(home));
         }
     }
 
     /// Bytes held free.
     pub fn n_free_bytes(&self) -> usize {
-        self.free.lock().expect("no panic while the lock is held").iter().map(|e| e.0.capacity()).sum()
+        self.free.lock().iter().map(AlignedBuf::capacity).sum()
+    }
+
+    /// Frees what is held, the oldest first, until at most `n_bytes` are.
+    pub fn trim(&self, n_bytes: usize) {
+        while n_bytes < self.n_free_bytes() {
+            let oldest = self.free.lock().pop_front();
+            drop(oldest);
+        }
     }
 }

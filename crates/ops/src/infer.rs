@@ -92,6 +92,15 @@ impl<'a> InferCtx<'a> {
         }
     }
 
+    /// Says that output `i` is this tensor, whatever the inputs.
+    pub fn set_constant(&mut self, i: usize, tensor: &Tensor) {
+        if let Some(out) = self.outputs.get_mut(i) {
+            let dims = tensor.dims().iter().map(|&d| SymDim::known(i64::try_from(d).unwrap_or(i64::MAX)));
+            (out.elem, out.dims) = (Some(tensor.dtype()), Some(dims.collect()));
+            out.constant = Some(tensor.clone());
+        }
+    }
+
     /// A size that depends on the data (NonZero): a symbol that nothing else has.
     pub fn fresh_symbol(&mut self) -> SymDim {
         *self.n_fresh += 1;

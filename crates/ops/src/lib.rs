@@ -1,11 +1,12 @@
 //! Operators: for each one its versions, its shape rule, its evaluation and its role in quantization, side by side.
 //!
-//! One file a family (`conv.rs`, `elementwise.rs`, ...) with an [`OpDef`] for each operator in it, and one line each
-//! in [`table`]. Everything that walks the table (the interpreter, shape inference, the planner, the tests and
+//! One file a family (`conv.rs`, `unary.rs`, ...) with an [`OpDef`] for each operator in it, and one line each in
+//! [`table`]. Everything that walks the table (the interpreter, shape inference, the planner, the tests and
 //! `docs/reference/operators.md`) finds a new operator by itself.
 //!
 //! Reading order: [`def`] (what an operator is), [`sym`] (sizes as expressions), [`infer`] (what a shape rule sees),
-//! [`eval`] (what an evaluation sees), [`table`], then the families.
+//! [`eval`] (what an evaluation sees), [`table`]; then what the families share, `attr` (attributes), `typed`
+//! (element types), `shape` (broadcasting and strides), `window` (sliding windows); then the families.
 #![forbid(unsafe_code)]
 
 pub mod def;
@@ -14,6 +15,27 @@ pub mod infer;
 pub mod sym;
 pub mod table;
 
+mod attr;
+mod shape;
+mod typed;
+mod window;
+
+mod binary;
+mod cast;
+mod constant;
+mod conv;
+mod gather;
+mod layout;
+mod matmul;
+mod norm;
+mod pool;
+mod qlinear;
+mod quantize;
+mod reduce;
+mod softmax;
+mod unary;
+
+pub use constant::constant_value;
 pub use def::{InputRole, OpDef, OutputRole, Role};
 pub use eval::{Args, EvalCtx, OpError, Pool};
 pub use infer::{Info, InferCtx};

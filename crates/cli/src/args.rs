@@ -1,0 +1,286 @@
+//! What can be said on the command line.
+
+use std::{num::NonZero, path::PathBuf, str::FromStr};
+
+use clap::{Args as ClapArgs, Parser, builder::PossibleValue};
+use midtread::{
+    num::Symmetry,
+    quant::{
+        Format,
+        calibrate::{CALIBRATORS, Calibrator},
+        plan::{BiasForm, Granularity, IntType, Io, Overrides, Pattern, PlanOptions, Scheme, TARGETS, Target},
+    },
+};
+
+use crate::{commands::Command, context::read_text};
+
+/// Quantize ONNX models: measure, decide, write, and say what it cost.
+///
+/// Most people need one command:
+///
+///     midtread quantize model.onnx --data pictures/ -o model.int8.onnx
+#[derive(Parser)]
+#[command(name = "midtread", version, max_term_width = 110, verbatim_doc_comment)]
+#[command(after_help = "Exit status: 0 done; 1 done, but a check you asked for failed; 2 could not be done.")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct Common {
+    /// Print one JSON document on stdout instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Print no progress and no remarks
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Threads to use [default: all cores]
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) threads: Option<NonZero<usize>>,
+    /// Memory that values may take while a model runs: 500M, 2G [default: a quarter of the machine's]
+    #[arg(long, global = true, value_name = "SIZE")]
+    pub(crate) max_memory: Option<Bytes>,
+}
+
+/// A number of bytes: `1000`, `512K`, `2G` (units of 1024).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Bytes(pub(crate) usize);
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match text[digits.len()..].to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
+            "" => 0,
+            "K" => 10,
+            "M" => 20,
+            "G" => 30,
+            "T" => 40,
+            _ => return Err("a size is a number with K, M, G or T: 500M, 1.5G".into()),
+        };
+        let number: f64 = digits.parse().map_err(|_| "a size is a number with K, M, G or T: 500M, 1.5G".to_owned())?;
+        let bytes = number * (1_u64 << shift) as f64;
+        if !(1.0..1e18).contains(&bytes) {
+            return Err("a size must be at least one byte and not absurd".into());
+        }
+        Ok(Self(bytes as usize))
+    }
+}
+
+/// Where samples come from.
+#[derive(ClapArgs)]
+pub(crate) struct DataArgs {
+    /// Samples: a folder of pictures, .npy or .npz files, an ONNX test_data_set folder, or an IDX file
+    #[arg(long, value_name = "PATH", required_unless_present = "random")]
+    pub(crate) data: Option<PathBuf>,
+    /// Use at most this many samples
+    #[arg(long, value_name = "N")]
+    pub(crate) samples: Option<NonZero<usize>>,
+    /// How pictures become inputs: the name of a preset, or a TOML file
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) preprocess: Option<String>,
+    /// The input that pictures and plain arrays are for [default: the model's only one]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) input: Option<String>,
+    /// Use this many samples of random numbers instead of data: for trying things, not for quality
+    #[arg(long, value_name = "N", conflicts_with = "data")]
+    pub(crate) random: Option<NonZero<usize>>,
+}
+
+/// How the model is prepared.
+#[derive(ClapArgs)]
+pub(crate) struct PrepareArgs {
+    /// Leave out a pass (see `midtread prepare --list`)
+    #[arg(long = "without", value_name = "PASS")]
+    pub(crate) without: Vec<String>,
+    /// Fix a size that the model leaves open: batch=1
+    #[arg(long = "dim", value_name = "NAME=SIZE", value_parser = parse_dim)]
+    pub(crate) dims: Vec<(String, usize)>,
+}
+
+/// The operator set of commands that work in steps; `quantize` finds it by itself.
+#[derive(ClapArgs)]
+pub(crate) struct OpsetArgs {
+    /// Raise the model to at least this operator set: 13 for scales per channel, 21 for 4-bit and 16-bit types
+    #[arg(long, default_value_t = 13, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    pub(crate) opset: i64,
+}
+
+fn parse_dim(text: &str) -> Result<(String, usize), String> {
+    let (name, size) = text.split_once('=').ok_or("write NAME=SIZE")?;
+    let size = size.parse().map_err(|_| format!("`{size}` is not a size"))?;
+    Ok((name.to_owned(), size))
+}
+
+impl PrepareArgs {
+    pub(crate) fn options(&self) -> midtread::passes::PrepareOptions {
+        midtread::passes::PrepareOptions {
+            without: self.without.iter().cloned().collect(),
+            dims: self.dims.iter().cloned().collect(),
+            ..Default::default()
+        }
+    }
+}
+
+/// What the plan is told.
+#[derive(ClapArgs)]
+pub(crate) struct PlanArgs {
+    /// What is quantized: weights and activations, the latter with fixed (static) or run-time (dynamic) scales, or
+    /// weights only
+    #[arg(long, default_value = "static", value_name = "SCHEME", value_parser = scheme_values())]
+    pub(crate) scheme: String,
+    #[command(flatten)]
+    pub(crate) calibrator: CalibratorArgs,
+    /// Type of activations: u8, i8, u16, i16
+    #[arg(long, default_value = "u8", value_name = "TYPE")]
+    pub(crate) activations: IntType,
+    /// Type of weights: i8, u8, i4, u4
+    #[arg(long, default_value = "i8", value_name = "TYPE")]
+    pub(crate) weights: IntType,
+    /// Put the zero point of activations in the middle of the type
+    #[arg(long)]
+    pub(crate) symmetric_activations: bool,
+    /// Let the zero point of weights move
+    #[arg(long)]
+    pub(crate) asymmetric_weights: bool,
+    /// Which elements of a weight share a scale: per_tensor, per_channel, blocked:SIZE
+    #[arg(long, default_value = "per_channel", value_name = "FORM")]
+    pub(crate) granularity: Granularity,
+    /// Use 7 bits of 8 for weights, for CPUs whose 8-bit products saturate (AVX2 and AVX-512 without VNNI)
+    #[arg(long)]
+    pub(crate) reduce_range: bool,
+    /// What becomes of biases: int32, float
+    #[arg(long, default_value = "int32", value_name = "FORM")]
+    pub(crate) bias: BiasForm,
+    /// Types of the quantized model's own inputs and outputs: float, integer
+    #[arg(long, default_value = "float", value_name = "FORM")]
+    pub(crate) io: Io,
+    /// Quantize only these nodes: a name, a glob, or type:OPERATOR (repeatable)
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) include: Vec<Pattern>,
+    /// Keep these nodes in float: a name, a glob, or type:OPERATOR (repeatable)
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) exclude: Vec<Pattern>,
+    /// Settings of single tensors, as a TOML file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) overrides: Option<PathBuf>,
+    /// The device: a name or a TOML file
+    #[arg(long, default_value = "onnxruntime_cpu", value_name = "NAME|FILE", long_help = target_help())]
+    pub(crate) target: String,
+}
+
+fn target_help() -> String {
+    let names: Vec<&str> = TARGETS.iter().map(|(name, _)| *name).collect();
+    format!("The device: one of {}, or a TOML file", names.join(", "))
+}
+
+fn scheme_values() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(["static", "dynamic", "weight_only"])
+}
+
+/// How activation ranges are chosen.
+#[derive(ClapArgs)]
+pub(crate) struct CalibratorArgs {
+    /// How activation ranges are chosen
+    #[arg(long, default_value = "min_max", value_name = "NAME", value_parser = calibrator_values())]
+    pub(crate) calibrator: String,
+    /// Calibrator percentile: the share of values, in percent, that a range keeps
+    #[arg(long, default_value_t = 99.999, value_name = "P", value_parser = parse_percentile)]
+    pub(crate) percentile: f64,
+    /// Calibrator moving_average: the weight of each new sample
+    #[arg(long, default_value_t = 0.01, value_name = "C", value_parser = parse_fraction)]
+    pub(crate) averaging_constant: f64,
+}
+
+fn calibrator_values() -> clap::builder::PossibleValuesParser {
+    CALIBRATORS.iter().map(|def| PossibleValue::new(def.name).help(def.summary)).collect::<Vec<_>>().into()
+}
+
+fn parse_percentile(text: &str) -> Result<f64, String> {
+    let p: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if 50.0 < p && p <= 100.0 { Ok(p) } else { Err("a percentile is above 50 and at most 100".into()) }
+}
+
+fn parse_fraction(text: &str) -> Result<f64, String> {
+    let c: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if 0.0 < c && c <= 1.0 { Ok(c) } else { Err("a weight is above 0 and at most 1".into()) }
+}
+
+impl CalibratorArgs {
+    pub(crate) fn calibrator(&self) -> Calibrator {
+        let mut calibrator = Calibrator::named(&self.calibrator).expect("clap takes only names in the list");
+        calibrator.percentile = self.percentile;
+        calibrator.averaging_constant = self.averaging_constant;
+        calibrator
+    }
+}
+
+impl PlanArgs {
+    pub(crate) fn options(&self) -> anyhow::Result<PlanOptions> {
+        let overrides = match &self.overrides {
+            Some(path) => {
+                Overrides::from_toml(&path.display().to_string(), &read_text(path)?).map_err(midtread::Error::from)?
+            }
+            None => Overrides::default(),
+        };
+        let symmetry = |asymmetric| if asymmetric { Symmetry::Asymmetric } else { Symmetry::Symmetric };
+        Ok(PlanOptions {
+            scheme: self.scheme.parse::<Scheme>().map_err(midtread::Error::Options)?,
+            activation_type: self.activations,
+            activation_symmetry: symmetry(!self.symmetric_activations),
+            weight_type: self.weights,
+            weight_symmetry: self.asymmetric_weights.then_some(Symmetry::Asymmetric),
+            granularity: self.granularity,
+            reduce_range: self.reduce_range,
+            calibrator: self.calibrator.calibrator(),
+            bias: self.bias,
+            io: self.io,
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+            overrides,
+        })
+    }
+
+    pub(crate) fn target(&self) -> anyhow::Result<Target> {
+        Ok(Target::find(&self.target).map_err(midtread::Error::from)?)
+    }
+}
+
+/// The form of a quantized model.
+#[derive(ClapArgs)]
+pub(crate) struct FormatArgs {
+    /// How the result is written: qdq (QuantizeLinear/DequantizeLinear pairs) or qoperator (integer operators)
+    #[arg(long, default_value = "qdq", value_name = "FORM")]
+    pub(crate) format: Format,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units_of_1024() {
+        for (text, want) in [("1000", 1000), ("2K", 2048), ("1.5G", 3 << 29), ("500MiB", 500 << 20), ("1gb", 1 << 30)] {
+            assert_eq!(text.parse(), Ok(Bytes(want)), "{text}");
+        }
+        for text in ["", "G", "-1G", "0", "1X", "1e30G", "nan"] {
+            assert!(text.parse::<Bytes>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_option_has_a_help_line_and_no_two_clash() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+        for command in Args::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for arg in command.get_arguments() {
+                assert!(arg.get_help().is_some(), "{} {}", command.get_name(), arg.get_id());
+            }
+        }
+    }
+}

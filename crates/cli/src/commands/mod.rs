@@ -1,0 +1,57 @@
+//! One file a command.
+
+mod apply;
+mod calibrate;
+mod demo;
+mod evaluate;
+mod inspect;
+mod plan;
+mod prepare;
+mod quantize;
+mod run;
+mod stats;
+
+use clap::Subcommand;
+
+use crate::context::{Context, Outcome};
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Quantize a real network on real data, and show what it cost
+    Demo(demo::Demo),
+    /// Show what a model is made of, and what this machine offers
+    Inspect(inspect::Inspect),
+    /// Fold, fuse and clean a model, without changing what it computes
+    Prepare(prepare::Prepare),
+    /// Measure what values each tensor of a prepared model takes
+    Calibrate(calibrate::Calibrate),
+    /// Show or merge what calibration left behind
+    Stats(stats::StatsArgs),
+    /// Decide how every tensor is represented, and write that down
+    Plan(plan::PlanCommand),
+    /// Write the quantized model that a plan describes
+    Apply(apply::Apply),
+    /// Quantize a model: prepare, calibrate, plan and apply in one
+    Quantize(quantize::Quantize),
+    /// Run a model once, or many times to see how long it takes
+    Run(run::Run),
+    /// Score a model on labelled data, or against another model
+    Evaluate(evaluate::Evaluate),
+}
+
+impl Command {
+    pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
+        match self {
+            Self::Demo(args) => args.run(context),
+            Self::Inspect(args) => args.run(context),
+            Self::Prepare(args) => args.run(context),
+            Self::Calibrate(args) => args.run(context),
+            Self::Stats(args) => args.run(context),
+            Self::Plan(args) => args.run(context),
+            Self::Apply(args) => args.run(context),
+            Self::Quantize(args) => args.run(context),
+            Self::Run(args) => args.run(context),
+            Self::Evaluate(args) => args.run(context),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! `midtread quantize`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use midtread::{
+    Options, Quantized,
+    onnx::{self, SaveOptions},
+    quant::{
+        Plan, Scheme,
+        plan::{Decision, NodePlan},
+    },
+    quantize::peak_bytes,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    args::{DataArgs, FormatArgs, PlanArgs, PrepareArgs},
+    context::{Context, Outcome, default_output, write},
+    samples,
+    table::{size, table},
+};
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  midtread quantize mobilenet.onnx --data pictures/ --preprocess imagenet -o mobilenet.int8.onnx
+  midtread quantize bert.onnx --scheme dynamic -o bert.int8.onnx
+  midtread quantize model.onnx --data samples.npz --calibrator percentile --exclude 'head/*'
+  midtread quantize model.onnx --scheme weight_only --weights i4 --granularity blocked:32")]
+pub(crate) struct Quantize {
+    /// The float model
+    model: PathBuf,
+    /// Where the quantized model goes [default: MODEL with .int8.onnx]
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    data: OptionalData,
+    #[command(flatten)]
+    plan: PlanArgs,
+    #[command(flatten)]
+    format: FormatArgs,
+    #[command(flatten)]
+    prepare: PrepareArgs,
+    /// Keep the statistics of calibration in this file
+    #[arg(long, value_name = "FILE")]
+    save_stats: Option<PathBuf>,
+    /// Keep the plan in this file
+    #[arg(long, value_name = "FILE")]
+    save_plan: Option<PathBuf>,
+    /// List every node, not only those kept in float
+    #[arg(long)]
+    ledger: bool,
+}
+
+/// Data that only the static scheme needs.
+#[derive(Args)]
+struct OptionalData {
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+impl Quantize {
+    pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
+        let start = std::time::Instant::now();
+        let plan = self.plan.options()?;
+        let output = self.output.clone().unwrap_or_else(|| default_output(&self.model, "int8"));
+        let progress = context.stages();
+        let options = Options {
+            prepare: self.prepare.options(),
+            target: self.plan.target()?,
+            format: self.format.format,
+            n_threads: context.n_threads,
+            max_bytes: context.max_bytes,
+            progress: &progress,
+            interrupted: &context.interrupted,
+            plan,
+        };
+        let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
+        let samples = match options.plan.scheme {
+            Scheme::Static => Some(samples::open(&self.data.data, &model, context)?),
+            Scheme::Dynamic | Scheme::WeightOnly => None,
+        };
+        let result = midtread::quantize(model, samples.as_deref(), &options)?;
+        drop(progress);
+        context.check_interrupted()?;
+        if let (Some(path), Some(stats)) = (&self.save_stats, &result.stats) {
+            write(path, stats.to_text().as_bytes())?;
+        }
+        if let Some(path) = &self.save_plan {
+            write(path, result.plan.to_text().as_bytes())?;
+        }
+        let saved = onnx::save(&result.model, &output, &SaveOptions::default()).map_err(midtread::Error::from)?;
+        let bytes_in = samples::model_bytes(&self.model)?;
+        let seconds = start.elapsed().as_secs_f64();
+        if context.json {
+            context.print_json(&document(&output.display().to_string(), bytes_in, saved.n_bytes, &result, seconds));
+            return Ok(Outcome::Done);
+        }
+        let counts = result.plan.counts();
+        context.say(format!(
+            "{} -> {}: {} -> {} ({:.2} of it), {:.1} s",
+            self.model.display(),
+            output.display(),
+            size(bytes_in),
+            size(saved.n_bytes),
+            saved.n_bytes as f64 / bytes_in as f64,
+            seconds
+        ));
+        context.say(format!(
+            "{} nodes quantized, {} absorbed, {} kept in float, {} compute shapes",
+            counts.quantized, counts.absorbed, counts.float, counts.structural
+        ));
+        context.say(ledger_text(&result.plan, self.ledger).trim_end());
+        Ok(Outcome::Done)
+    }
+}
+
+fn document(output: &str, bytes_in: u64, bytes_out: u64, result: &Quantized, seconds: f64) -> Value {
+    let counts = result.plan.counts();
+    json!({
+        "output": output,
+        "bytes_in": bytes_in,
+        "bytes_out": bytes_out,
+        "nodes": {
+            "quantized": counts.quantized,
+            "absorbed": counts.absorbed,
+            "float": counts.float,
+            "structural": counts.structural,
+        },
+        "ledger": ledger(&result.plan),
+        "samples": result.stats.as_ref().map_or(0, |stats| stats.samples().len()),
+        "stages": result.seconds.iter().map(|(name, s)| json!({ "stage": name, "seconds": s })).collect::<Vec<_>>(),
+        "seconds": seconds,
+        "peak_bytes": peak_bytes(),
+    })
+}
+
+/// The ledger as JSON.
+pub(super) fn ledger(plan: &Plan) -> Vec<Value> {
+    let row = |node: &NodePlan| {
+        json!({
+            "node": node.node,
+            "op_type": node.op_type,
+            "status": node.decision.status(),
+            "reason": node.decision.reason(),
+        })
+    };
+    plan.nodes.iter().map(row).collect()
+}
+
+/// The ledger for people: the nodes kept in float, or all.
+pub(super) fn ledger_text(plan: &Plan, all: bool) -> String {
+    let mut rows = vec![["node", "operator", "status", "reason"].map(str::to_owned).to_vec()];
+    for node in &plan.nodes {
+        if all || matches!(node.decision, Decision::Float { .. }) {
+            rows.push(vec![
+                node.node.clone(),
+                node.op_type.clone(),
+                node.decision.status().to_owned(),
+                node.decision.reason().unwrap_or_default(),
+            ]);
+        }
+    }
+    if rows.len() == 1 { String::new() } else { table(&rows) }
+}

@@ -1,0 +1,93 @@
+//! `midtread run`.
+
+use std::{num::NonZero, path::PathBuf};
+
+use clap::Args;
+use midtread::{exec::Interpreter, graph::Tensor, latency::latency, onnx};
+use serde_json::json;
+
+use crate::{
+    context::{Context, Outcome},
+    samples,
+    table::table,
+};
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  midtread run model.onnx --inputs in.npz --outputs out.npz
+  midtread run model.onnx --inputs in.npz --repeat 100 --threads 1
+  midtread run model.onnx --inputs in.npz --profile")]
+pub(crate) struct Run {
+    /// The model
+    model: PathBuf,
+    /// The inputs, by name: an .npz file, or an .npy file for a model with one input
+    #[arg(long, value_name = "FILE")]
+    inputs: PathBuf,
+    /// Write the outputs here, by name, as .npz
+    #[arg(long, value_name = "FILE")]
+    outputs: Option<PathBuf>,
+    /// Run this many times and show how long one takes
+    #[arg(long, value_name = "N")]
+    repeat: Option<NonZero<usize>>,
+    /// Show how long each node takes
+    #[arg(long)]
+    profile: bool,
+}
+
+impl Run {
+    pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
+        let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
+        let inputs = samples::read_inputs(&self.inputs, &model)?;
+        let interpreter = Interpreter::new(&model, midtread::exec::Options { max_bytes: context.max_bytes })
+            .map_err(midtread::Error::Run)?;
+        let outputs = interpreter.run(inputs.clone()).map_err(midtread::Error::Run)?;
+        if let Some(path) = &self.outputs {
+            samples::write_npz(path, &outputs)?;
+        }
+        let times = match self.repeat {
+            Some(n) => Some(latency(&model, &inputs, n.get(), context.n_threads)?),
+            None => None,
+        };
+        if context.json {
+            let ports: Vec<_> = outputs
+                .iter()
+                .map(|(name, t)| json!({ "name": name, "type": t.dtype().name(), "dims": t.dims() }))
+                .collect();
+            context.print_json(&json!({ "outputs": ports, "latency_ms": times }));
+        } else {
+            for (name, tensor) in &outputs {
+                context.say(format!("{name}: {}", describe(tensor)));
+            }
+            if let Some(t) = times {
+                context.say(format!(
+                    "{} runs on {} threads: median {:.3} ms, shortest {:.3} ms, nine of ten within {:.3} ms",
+                    t.runs, t.threads, t.median, t.min, t.p90
+                ));
+            }
+        }
+        if self.profile {
+            let (_, nodes) = interpreter.run_profiled(inputs).map_err(midtread::Error::Run)?;
+            let mut nodes = nodes;
+            nodes.sort_by(|a, b| b.time.cmp(&a.time));
+            let mut rows = vec![["node", "operator", "inputs", "ms"].map(str::to_owned).to_vec()];
+            for n in nodes.iter().take(40) {
+                let ms = format!("{:.3}", n.time.as_secs_f64() * 1e3);
+                rows.push(vec![n.node.clone(), n.op_type.clone(), n.inputs.clone(), ms]);
+            }
+            context.say(table(&rows).trim_end());
+        }
+        Ok(Outcome::Done)
+    }
+}
+
+/// Type, sizes and the first few elements.
+fn describe(tensor: &Tensor) -> String {
+    let head = match tensor.to_vec::<f32>() {
+        Ok(values) => {
+            let shown: Vec<String> = values.iter().take(8).map(|x| format!("{x:.5}")).collect();
+            format!(" [{}{}]", shown.join(", "), if values.len() > 8 { ", …" } else { "" })
+        }
+        Err(_) => String::new(),
+    };
+    format!("{} {:?}{head}", tensor.dtype(), tensor.dims())
+}

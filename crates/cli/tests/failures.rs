@@ -1,0 +1,194 @@
+//! Bad input: each gets a message that names what is wrong, exit status 2, and leaves no file behind.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+fn midtread(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_midtread"))
+        .args(args)
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary runs")
+}
+
+/// A folder with the demo's model and a few good samples.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(asset("fashion_mobilenet.onnx"), folder.path().join("model.onnx")).unwrap();
+    let good = folder.path().join("good");
+    fs::create_dir(&good).unwrap();
+    for i in 0..3 {
+        fs::write(good.join(format!("{i}.npy")), npy(&[1, 28, 28], |j| (j % 7) as f32 * 0.2 - 0.5 + i as f32 * 0.01)).unwrap();
+    }
+    folder
+}
+
+fn asset(name: &str) -> PathBuf {
+    midtread_testkit::root().join("assets/demo").join(name)
+}
+
+/// A float32 .npy file (format 1.0).
+fn npy(dims: &[usize], value: impl Fn(usize) -> f32) -> Vec<u8> {
+    let dims_text: String = dims.iter().map(|d| format!("{d},")).collect();
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({dims_text}), }}");
+    while (10 + header.len() + 1) % 64 != 0 {
+        header.push(' ');
+    }
+    header.push('\n');
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.extend((0..dims.iter().product()).flat_map(|i| value(i).to_le_bytes()));
+    bytes
+}
+
+/// Runs `midtread quantize` with these arguments and checks the failure: status 2, every one of `words` in the
+/// message, no output and no temporary file.
+fn refuses(folder: &Path, args: &[&str], words: &[&str]) {
+    let before = files(folder);
+    let output = midtread(folder, &[&["quantize"], args, &["-o", "out.onnx"]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "{args:?}: `{word}` is not in: {stderr}");
+    }
+    assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    assert_eq!(files(folder), before, "{args:?} left something behind");
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_good_command_works_in_the_same_folder() {
+    let folder = folder();
+    let output = midtread(folder.path(), &["quantize", "model.onnx", "--data", "good", "-o", "out.onnx", "--json"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["samples"], 3);
+    let bytes = fs::metadata(folder.path().join("out.onnx")).unwrap().len();
+    assert_eq!(document["bytes_out"], bytes);
+    assert!(bytes < document["bytes_in"].as_u64().unwrap());
+    assert_eq!(files(folder.path()).len(), 3, "the model, the data and the result");
+}
+
+#[test]
+fn models_that_cannot_be_read() {
+    let folder = folder();
+    let dir = folder.path();
+    refuses(dir, &["absent.onnx", "--data", "good"], &["absent.onnx"]);
+    fs::write(dir.join("text.onnx"), "this is not a model, whatever its name says").unwrap();
+    refuses(dir, &["text.onnx", "--data", "good"], &["text.onnx"]);
+    let whole = fs::read(dir.join("model.onnx")).unwrap();
+    fs::write(dir.join("half.onnx"), &whole[..whole.len() / 2]).unwrap();
+    refuses(dir, &["half.onnx", "--data", "good"], &["half.onnx"]);
+    fs::write(dir.join("empty.onnx"), "").unwrap();
+    refuses(dir, &["empty.onnx", "--data", "good"], &["empty.onnx"]);
+}
+
+#[test]
+fn data_that_does_not_fit() {
+    let folder = folder();
+    let dir = folder.path();
+    refuses(dir, &["model.onnx", "--data", "absent"], &["absent"]);
+    fs::create_dir(dir.join("none")).unwrap();
+    refuses(dir, &["model.onnx", "--data", "none"], &["none"]);
+    refuses(dir, &["model.onnx", "--data", "good", "--input", "image"], &["image", "input"]);
+
+    fs::create_dir(dir.join("shape")).unwrap();
+    fs::write(dir.join("shape/a.npy"), npy(&[1, 28, 27], |_| 0.0)).unwrap();
+    refuses(dir, &["model.onnx", "--data", "shape"], &["a.npy", "27", "28"]);
+
+    fs::create_dir(dir.join("nan")).unwrap();
+    fs::write(dir.join("nan/a.npy"), npy(&[1, 28, 28], |_| f32::NAN)).unwrap();
+    refuses(dir, &["model.onnx", "--data", "nan"], &["NaN"]);
+
+    fs::create_dir(dir.join("broken")).unwrap();
+    fs::write(dir.join("broken/a.npy"), &npy(&[1, 28, 28], |_| 0.0)[..100]).unwrap();
+    refuses(dir, &["model.onnx", "--data", "broken"], &["a.npy"]);
+}
+
+#[test]
+fn options_that_are_not_known_or_contradict_each_other() {
+    let folder = folder();
+    let dir = folder.path();
+    refuses(dir, &["model.onnx", "--data", "good", "--calibrator", "minmax"], &["minmax", "min_max"]);
+    refuses(dir, &["model.onnx", "--data", "good", "--activations", "u7"], &["u7"]);
+    refuses(dir, &["model.onnx", "--data", "good", "--target", "toaster"], &["toaster"]);
+    refuses(dir, &["model.onnx", "--data", "good", "--exclude", "no_such_node"], &["no_such_node"]);
+    refuses(dir, &["model.onnx", "--data", "good", "--without", "no_such_pass"], &["no_such_pass"]);
+    refuses(dir, &["model.onnx", "--data", "good", "--max-memory", "lots"], &["lots"]);
+    refuses(dir, &["model.onnx"], &["--data"]);
+}
+
+#[test]
+fn places_that_cannot_be_written() {
+    let folder = folder();
+    let dir = folder.path();
+    let output = midtread(dir, &["quantize", "model.onnx", "--data", "good", "-o", "no/such/folder/out.onnx"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("no/such/folder"), "{stderr}");
+    // A device that is always full, and no folder to make a temporary file in that is not /dev itself.
+    if Path::new("/dev/full").exists() {
+        let output = midtread(dir, &["stats", "merge", "a", "b", "-o", "/dev/full"]);
+        assert_eq!(output.status.code(), Some(2));
+    }
+}
+
+/// A small filesystem that fills up. Making one needs rights that not every machine gives: then this says so.
+#[test]
+fn a_full_disk_leaves_nothing_half_written() {
+    let folder = folder();
+    let small = folder.path().join("small");
+    fs::create_dir(&small).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&small).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        println!("no right to mount a small filesystem here: not tested");
+        return;
+    }
+    let output = midtread(folder.path(), &["quantize", "model.onnx", "--data", "good", "-o", "small/out.onnx"]);
+    let left = files(&small);
+    let unmounted = Command::new("umount").arg(&small).status();
+    assert!(unmounted.is_ok_and(|status| status.success()));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("small/out.onnx"), "{stderr}");
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_with_status_2_and_no_file() {
+    let folder = folder();
+    let dir = folder.path();
+    // Enough samples that the signal arrives while they are measured.
+    let many = dir.join("many");
+    fs::create_dir(&many).unwrap();
+    for i in 0..4000 {
+        fs::write(many.join(format!("{i:04}.npy")), npy(&[1, 28, 28], |j| ((i + j) % 11) as f32 * 0.1)).unwrap();
+    }
+    let before = files(dir);
+    let child = Command::new(env!("CARGO_BIN_EXE_midtread"))
+        .args(["quantize", "model.onnx", "--data", "many", "-o", "out.onnx", "--calibrator", "mse", "--threads", "1"])
+        .current_dir(dir)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(400));
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(killed.is_ok_and(|status| status.success()));
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("interrupted"), "{stderr}");
+    assert_eq!(files(dir), before);
+}

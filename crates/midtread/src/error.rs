@@ -1,0 +1,83 @@
+//! Whatever can go wrong, in one type.
+
+use std::path::PathBuf;
+
+/// Why something could not be done. The causes are in `source`; [`Error::hint`] says what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A model file could not be read or written.
+    #[error(transparent)]
+    Onnx(#[from] midtread_onnx::Error),
+    /// A model could not be prepared.
+    #[error("the model cannot be prepared")]
+    Prepare(#[from] midtread_passes::Error),
+    /// Data could not be read.
+    #[error(transparent)]
+    Data(#[from] midtread_data::Error),
+    /// The pass over the data failed.
+    #[error("calibration failed")]
+    Calibrate(#[from] midtread_quant::calibrate::RunError),
+    /// Statistics could not be read or merged.
+    #[error(transparent)]
+    Stats(#[from] midtread_quant::calibrate::CalibrateError),
+    /// No plan could be made or applied.
+    #[error(transparent)]
+    Quant(#[from] midtread_quant::Error),
+    /// A model could not be run.
+    #[error("the model cannot be run")]
+    Run(#[source] midtread_exec::Error),
+    /// A model could not be run on a sample.
+    #[error("sample `{sample}`")]
+    RunSample {
+        /// Its name.
+        sample: String,
+        /// Why.
+        #[source]
+        source: midtread_exec::Error,
+    },
+    /// A sample could not be read.
+    #[error("sample `{sample}` cannot be read")]
+    Sample {
+        /// Its name.
+        sample: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file could not be read or written.
+    #[error("{}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Options that do not go together or do not fit the model.
+    #[error("{0}")]
+    Options(String),
+    /// The caller asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Error {
+    /// What the user can do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        use midtread_quant::calibrate::RunError;
+        match self {
+            Self::Onnx(e) => e.hint().map(Into::into),
+            Self::Prepare(e) => e.hint().map(Into::into),
+            Self::Data(e) => e.hint().map(Into::into),
+            Self::Calibrate(RunError::Model(e) | RunError::Run { source: e, .. }) => e.hint().map(Into::into),
+            Self::Calibrate(RunError::Stats(e)) | Self::Stats(e) => e.hint().map(Into::into),
+            Self::Calibrate(RunError::Read { source, .. }) | Self::Sample { source, .. } => {
+                source.downcast_ref::<midtread_data::Error>()?.hint().map(Into::into)
+            }
+            Self::Quant(e) => e.hint().map(Into::into),
+            Self::Run(e) | Self::RunSample { source: e, .. } => e.hint().map(Into::into),
+            _ => None,
+        }
+    }
+}

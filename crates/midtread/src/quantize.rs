@@ -1,0 +1,163 @@
+//! The whole way from a float model to a quantized one.
+
+use std::{sync::atomic::AtomicBool, time::Instant};
+
+use midtread_graph::Model;
+use midtread_passes::PrepareOptions;
+use midtread_quant::{
+    Format, Plan, PlanOptions, Scheme, Stats, Target, apply,
+    calibrate::{self, Collect, Samples},
+    plan::fingerprint,
+    required_opset,
+};
+
+use crate::error::Error;
+
+/// What to do, besides what the plan is told.
+pub struct Options<'a> {
+    /// How the model is prepared.
+    pub prepare: PrepareOptions,
+    /// What the plan is told.
+    pub plan: PlanOptions,
+    /// The device.
+    pub target: Target,
+    /// The form of the result.
+    pub format: Format,
+    /// Samples measured at once, each on a thread of its own.
+    pub n_threads: usize,
+    /// Memory that values may take while measuring. [`default_max_bytes`] is a quarter of the machine's.
+    pub max_bytes: Option<usize>,
+    /// Told what goes on.
+    pub progress: &'a dyn Progress,
+    /// Set by whoever wants it to end.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// Someone who wants to know how far the work is.
+pub trait Progress: Sync {
+    /// A stage (`prepare`, `calibrate`, `plan`, `apply`) begins; `n` are the steps it will take, if it counts any.
+    fn stage(&self, name: &'static str, n: Option<usize>);
+    /// So many of the stage's steps are done.
+    fn done(&self, n: usize);
+}
+
+/// Nobody wants to know.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn stage(&self, _: &'static str, _: Option<usize>) {}
+    fn done(&self, _: usize) {}
+}
+
+/// A quantized model, and everything that led to it.
+pub struct Quantized {
+    /// The result, ready to be saved.
+    pub model: Model,
+    /// The float model as it was planned.
+    pub prepared: Model,
+    /// What preparing did.
+    pub prepare_report: midtread_passes::Report,
+    /// What was measured; `None` for schemes that need no data.
+    pub stats: Option<Stats>,
+    /// What was decided.
+    pub plan: Plan,
+    /// Stages and the seconds they took, in order.
+    pub seconds: Vec<(&'static str, f64)>,
+}
+
+/// Prepares, measures, plans and applies.
+///
+/// `samples` may be `None` for the dynamic and weight-only schemes. All options are checked before the first sample
+/// is read.
+pub fn quantize(model: Model, samples: Option<&dyn Samples>, options: &Options<'_>) -> Result<Quantized, Error> {
+    let mut seconds = Vec::new();
+    let mut timed = |name, since: Instant| seconds.push((name, since.elapsed().as_secs_f64()));
+
+    let start = Instant::now();
+    options.progress.stage("prepare", None);
+    let opset = required_opset(&options.plan, options.format);
+    let (prepared, prepare_report) = prepare(model, &options.prepare, opset)?;
+    timed("prepare", start);
+
+    // Everything that the options, the target and the model contradict each other in is found here, before the data
+    // is read.
+    options.plan.check(&prepared, &options.target)?;
+
+    let stats = match options.plan.scheme {
+        Scheme::Static => {
+            let samples = samples.ok_or(midtread_quant::Error::NoStats)?;
+            let start = Instant::now();
+            // No more than the plan's calibrators read.
+            let collect = if options.plan.needs_histogram() { Collect::Histogram } else { Collect::Extrema };
+            let stats = measure(&prepared, samples, collect, options)?;
+            timed("calibrate", start);
+            Some(stats)
+        }
+        Scheme::Dynamic | Scheme::WeightOnly => None,
+    };
+
+    let start = Instant::now();
+    options.progress.stage("plan", None);
+    let plan = midtread_quant::plan(&prepared, stats.as_ref(), &options.target, &options.plan)?;
+    timed("plan", start);
+
+    let start = Instant::now();
+    options.progress.stage("apply", None);
+    let model = apply(&prepared, &plan, options.format)?;
+    timed("apply", start);
+    Ok(Quantized { model, prepared, prepare_report, stats, plan, seconds })
+}
+
+/// Raises the model's operator set to `opset` at least, and prepares it.
+pub fn prepare(
+    mut model: Model,
+    options: &PrepareOptions,
+    opset: i64,
+) -> Result<(Model, midtread_passes::Report), Error> {
+    if model.opset("").is_some_and(|version| version < opset) {
+        midtread_passes::upgrade_opset(&mut model, opset)?;
+    }
+    Ok(midtread_passes::prepare(model, options)?)
+}
+
+/// Measures a prepared model.
+pub fn measure(
+    prepared: &Model,
+    samples: &dyn Samples,
+    collect: Collect,
+    options: &Options<'_>,
+) -> Result<Stats, Error> {
+    options.progress.stage("calibrate", Some(samples.names().len()));
+    let stats = calibrate::calibrate(
+        prepared,
+        samples,
+        &calibrate::Options {
+            model: fingerprint(prepared),
+            collect,
+            n_threads: options.n_threads,
+            max_bytes: options.max_bytes,
+            progress: &|n| options.progress.done(n),
+            interrupted: options.interrupted,
+        },
+    );
+    match stats {
+        Err(calibrate::RunError::Interrupted) => Err(Error::Interrupted),
+        other => Ok(other?),
+    }
+}
+
+/// A quarter of the machine's memory, where the system tells how much it has.
+pub fn default_max_bytes() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+    let kib: usize = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024 / 4)
+}
+
+/// The most memory this process has had in use, where the system tells.
+pub fn peak_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}

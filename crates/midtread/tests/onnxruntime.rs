@@ -1,0 +1,198 @@
+//! Real models, quantized here, loaded and run by ONNX Runtime, and compared with its own quantizer.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+use midtread::{
+    Format, Options, PlanOptions, Quantized, Scheme, Target,
+    data::{self, InputSpec},
+    evaluate::{RunOptions, predict, score},
+    graph::Model,
+    onnx::{self, SaveOptions},
+    passes::PrepareOptions,
+    quant::{calibrate::Samples, plan::WeightGranularity},
+    quantize::Silent,
+};
+use midtread_testkit::{asset, oracle, root};
+use serde_json::Value;
+
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+fn options(plan: PlanOptions, format: Format) -> Options<'static> {
+    Options {
+        prepare: PrepareOptions::default(),
+        plan,
+        target: Target::find("onnxruntime_cpu").unwrap(),
+        format,
+        n_threads: 2,
+        max_bytes: None,
+        progress: &Silent,
+        interrupted: &NEVER,
+    }
+}
+
+/// The first `n` files of a folder of arrays.
+fn arrays(model: &Model, folder: &Path, n: usize) -> Box<dyn Samples> {
+    let options = data::Options { limit: Some(n), ..data::Options::default() };
+    midtread::samples::open(folder, &InputSpec::of(model), &options).unwrap()
+}
+
+fn save(model: &Model, folder: &Path, name: &str) -> PathBuf {
+    let path = folder.join(name);
+    onnx::save(model, &path, &SaveOptions::default()).unwrap();
+    path
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Loads in ONNX Runtime, passes its checker, and is no larger than the file it came from.
+fn check(path: &Path, source: &Path) {
+    oracle(&["check", text(path)]);
+    let (after, before) = (std::fs::metadata(path).unwrap().len(), std::fs::metadata(source).unwrap().len());
+    assert!(after <= before, "{}: {after} bytes from {before}", path.display());
+}
+
+/// Scales by initializer name, each a number or a list.
+fn scales(path: &Path) -> BTreeMap<String, Vec<f64>> {
+    let Value::Object(map) = oracle(&["scales", text(path)]) else { panic!("an object of scales") };
+    let numbers = |v: &Value| match v {
+        Value::Array(list) => list.iter().map(|x| x.as_f64().unwrap()).collect(),
+        one => vec![one.as_f64().unwrap()],
+    };
+    map.iter().filter(|(name, _)| name.ends_with("_scale")).map(|(name, v)| (name.clone(), numbers(v))).collect()
+}
+
+fn quantize_efficientnet(format: Format, granularity: WeightGranularity) -> (Quantized, PathBuf) {
+    let source = asset("efficientnet_lite0.onnx");
+    let model = onnx::load(&source).unwrap();
+    let samples = arrays(&model, &asset("lite0_npy"), 32);
+    let plan = PlanOptions { granularity, ..PlanOptions::default() };
+    (midtread::quantize(model, Some(&*samples), &options(plan, format)).unwrap(), source)
+}
+
+#[test]
+fn efficientnet_scales_equal_onnxruntimes_own_and_its_answers_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let (result, source) = quantize_efficientnet(Format::Qdq, WeightGranularity::PerChannel);
+    let ours = save(&result.model, folder.path(), "ours.onnx");
+    check(&ours, &source);
+
+    let theirs = folder.path().join("theirs.onnx");
+    let arrays_dir = asset("lite0_npy");
+    #[rustfmt::skip]
+    oracle(&[
+        "quantize", text(&source), text(&theirs), "--inputs-dir", text(&arrays_dir), "--limit", "32",
+        "--method", "minmax", "--activation", "u8", "--weight", "s8", "--per-channel", "--format", "qdq",
+    ]);
+    let (a, b) = (scales(&ours), scales(&theirs));
+    let shared: Vec<&String> = b.keys().filter(|name| a.contains_key(*name)).collect();
+    // Weights of fused convolutions have other names there; activations and the classifier have the same.
+    assert!(shared.len() >= 50, "{} of {} names are shared", shared.len(), b.len());
+    for name in shared {
+        let (a, b) = (&a[name], &b[name]);
+        assert_eq!(a.len(), b.len(), "{name}");
+        for (x, y) in a.iter().zip(b) {
+            // Both are extrema of float32 sums in different orders.
+            assert!((x / y - 1.0).abs() <= 1e-6, "{name}: {x} here, {y} there, {:e} apart", x / y - 1.0);
+        }
+    }
+}
+
+#[test]
+fn efficientnet_runs_the_same_in_onnxruntime_and_here() {
+    let folder = tempfile::tempdir().unwrap();
+    for (format, name) in [(Format::Qdq, "qdq.onnx"), (Format::QOperator, "qoperator.onnx")] {
+        let (result, source) = quantize_efficientnet(format, WeightGranularity::PerChannel);
+        let path = save(&result.model, folder.path(), name);
+        check(&path, &source);
+        let model = onnx::load(&path).unwrap();
+        let samples = arrays(&model, &asset("lite0_npy"), 8);
+        let options = RunOptions {
+            n_threads: 2,
+            max_bytes: None,
+            output: None,
+            progress: &|_| {},
+            interrupted: &NEVER,
+        };
+        let here = predict(&model, &*samples, &options).unwrap();
+        let float = predict(&result.prepared, &*samples, &options).unwrap();
+        let same = score(&here, None, Some(&float)).agreement.unwrap();
+        assert!(same >= 0.75, "{name}: the int8 model agrees with float on {same} of 8 pictures");
+        assert!(result.plan.counts().quantized > 50, "{:?}", result.plan.counts());
+    }
+}
+
+#[test]
+fn minilm_dynamic_is_as_good_as_onnxruntimes_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = asset("minilm.onnx");
+    let model = onnx::load(&source).unwrap();
+    let plan = PlanOptions { scheme: Scheme::Dynamic, ..PlanOptions::default() };
+    let result = midtread::quantize(model, None, &options(plan, Format::Qdq)).unwrap();
+    let ours = save(&result.model, folder.path(), "ours.onnx");
+    check(&ours, &source);
+    let theirs = folder.path().join("theirs.onnx");
+    oracle(&["quantize-dynamic", text(&source), text(&theirs)]);
+    let assets = asset("");
+    let spearman = |path: &Path| oracle(&["wordsim", text(path), "--dir", text(&assets)])["spearman"].as_f64().unwrap();
+    let (a, b) = (spearman(&ours), spearman(&theirs));
+    assert!((a - b).abs() <= 0.01 || a > b, "{a} here, {b} there");
+}
+
+#[test]
+fn the_demo_net_keeps_its_accuracy_in_every_scheme_and_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = root().join("assets/demo/fashion_mobilenet.onnx");
+    let demo = |name: &str| root().join("assets/demo").join(name);
+    let model = onnx::load(&source).unwrap();
+    let specs = InputSpec::of(&model);
+    let open = |name: &str, n| {
+        let options = data::Options { limit: Some(n), ..data::Options::default() };
+        midtread::samples::open(&demo(name), &specs, &options).unwrap()
+    };
+    let calibration = open("calibration-images-idx3-ubyte.gz", 256);
+    let test = open("t10k-images-idx3-ubyte.gz", 1000);
+    let run =
+        RunOptions { n_threads: 2, max_bytes: None, output: None, progress: &|_| {}, interrupted: &NEVER };
+    let float = predict(&model, &*test, &run).unwrap();
+    for (scheme, format, at_least) in [
+        (Scheme::Static, Format::Qdq, 0.985),
+        (Scheme::Static, Format::QOperator, 0.985),
+        (Scheme::Dynamic, Format::Qdq, 0.985),
+        (Scheme::WeightOnly, Format::Qdq, 0.99),
+    ] {
+        let what = format!("{scheme} {format}");
+        let plan = PlanOptions { scheme, ..PlanOptions::default() };
+        let result = midtread::quantize(model.clone(), Some(&*calibration), &options(plan, format)).unwrap();
+        let path = save(&result.model, folder.path(), &format!("{scheme}_{format}.onnx"));
+        check(&path, &source);
+        let quantized = onnx::load(&path).unwrap();
+        let answers = predict(&quantized, &*test, &run).unwrap();
+        let same = score(&answers, None, Some(&float)).agreement.unwrap();
+        assert!(same >= at_least, "{what}: agrees with float on {same} of 1000");
+    }
+}
+
+#[test]
+fn the_same_bytes_come_out_whatever_the_thread_count() {
+    let model = onnx::load(root().join("assets/demo/fashion_mobilenet.onnx")).unwrap();
+    let specs = InputSpec::of(&model);
+    let limit = data::Options { limit: Some(40), ..data::Options::default() };
+    let path = root().join("assets/demo/calibration-images-idx3-ubyte.gz");
+    let calibration = midtread::samples::open(&path, &specs, &limit).unwrap();
+    let bytes: Vec<Vec<u8>> = [1, 2, 5]
+        .into_iter()
+        .map(|n_threads| {
+            let options = Options { n_threads, ..options(PlanOptions::default(), Format::Qdq) };
+            let result = midtread::quantize(model.clone(), Some(&*calibration), &options).unwrap();
+            onnx::to_bytes(&result.model).unwrap()
+        })
+        .collect();
+    assert_eq!(bytes[0], bytes[1]);
+    assert_eq!(bytes[0], bytes[2]);
+}

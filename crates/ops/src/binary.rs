@@ -1,0 +1,597 @@
+//! Elementwise operators of several inputs, which broadcast: arithmetic, comparison, logic, Where.
+
+use midtread_graph::{DataType, Element, Tensor};
+use midtread_kernels::elementwise::{BinaryOp, binary};
+
+use crate::{
+    attr,
+    def::{InputRole, OpDef, OutputRole, Role},
+    eval::{Args, EvalCtx, OpError},
+    infer::InferCtx,
+    shape::{Odometer, broadcast, broadcast_inputs, broadcast_strides},
+    sym::SymDim,
+    typed::{bools, by_type, elements, fill_bools, in_f32},
+    unary::NO_INTEGER_FORM,
+};
+
+const TWO_ACTIVATIONS: Role = Role::Quantized {
+    inputs: &[InputRole::Activation, InputRole::Activation],
+    output: OutputRole::Calibrated,
+};
+
+/// The arithmetic of one type. Integers wrap.
+trait Number: Element + PartialOrd {
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    /// Integers are rounded towards 0. The caller has refused a divisor of 0.
+    fn div(self, other: Self) -> Self;
+    fn is_integer_zero(self) -> bool;
+    /// `self - floor(self / other) * other`, or with the sign of `self` (C's `fmod`).
+    fn rem_floor(self, other: Self) -> Self;
+    fn rem_trunc(self, other: Self) -> Self;
+}
+
+macro_rules! integer {
+    ($($t:ty),*) => {$(
+        impl Number for $t {
+            fn add(self, other: Self) -> Self { self.wrapping_add(other) }
+            fn sub(self, other: Self) -> Self { self.wrapping_sub(other) }
+            fn mul(self, other: Self) -> Self { self.wrapping_mul(other) }
+            fn div(self, other: Self) -> Self { self.wrapping_div(other) }
+            fn is_integer_zero(self) -> bool { self == 0 }
+            #[allow(unused_comparisons, reason = "the same text serves unsigned types")]
+            fn rem_floor(self, other: Self) -> Self {
+                let rest = self.wrapping_rem(other);
+                if rest != 0 && (rest < 0) != (other < 0) { rest.wrapping_add(other) } else { rest }
+            }
+            fn rem_trunc(self, other: Self) -> Self { self.wrapping_rem(other) }
+        }
+    )*};
+}
+
+macro_rules! float {
+    ($($t:ty),*) => {$(
+        impl Number for $t {
+            fn add(self, other: Self) -> Self { self + other }
+            fn sub(self, other: Self) -> Self { self - other }
+            fn mul(self, other: Self) -> Self { self * other }
+            fn div(self, other: Self) -> Self { self / other }
+            fn is_integer_zero(self) -> bool { false }
+            fn rem_floor(self, other: Self) -> Self { self - (self / other).floor() * other }
+            fn rem_trunc(self, other: Self) -> Self { self % other }
+        }
+    )*};
+}
+
+integer!(i8, i16, i32, i64, u8, u16, u32, u64);
+float!(f32, f64);
+
+/// Dimensions over which two operands are walked, those that go together merged; the last one is the inner loop.
+struct Pair {
+    outer: Vec<usize>,
+    a: Vec<isize>,
+    b: Vec<isize>,
+    n: usize,
+    inner: (isize, isize),
+}
+
+impl Pair {
+    fn new(a: &[usize], b: &[usize], out: &[usize]) -> Self {
+        let (sa, sb) = (broadcast_strides(a, out), broadcast_strides(b, out));
+        let mut merged: Vec<(usize, isize, isize)> = Vec::new();
+        for ((&d, &sa), &sb) in out.iter().zip(&sa).zip(&sb) {
+            if d == 1 {
+                continue;
+            }
+            match merged.last_mut() {
+                Some((dim, ma, mb)) if *ma == sa * d as isize && *mb == sb * d as isize => {
+                    (*dim, *ma, *mb) = (*dim * d, sa, sb);
+                }
+                _ => merged.push((d, sa, sb)),
+            }
+        }
+        let (n, ia, ib) = merged.pop().unwrap_or((1, 1, 1));
+        Self {
+            outer: merged.iter().map(|m| m.0).collect(),
+            a: merged.iter().map(|m| m.1).collect(),
+            b: merged.iter().map(|m| m.2).collect(),
+            n,
+            inner: (ia, ib),
+        }
+    }
+}
+
+/// `f` of elements of two broadcast operands.
+fn zip<A: Copy, B: Copy, O: Copy>(
+    (a, a_dims): (&[A], &[usize]),
+    (b, b_dims): (&[B], &[usize]),
+    out_dims: &[usize],
+    out: &mut [O],
+    f: impl Fn(A, B) -> O,
+) {
+    if out.is_empty() {
+        return;
+    }
+    let pair = Pair::new(a_dims, b_dims, out_dims);
+    let mut odometer = Odometer::new(&pair.outer, &[&pair.a, &pair.b]);
+    for run in out.chunks_exact_mut(pair.n) {
+        let (a, b) = (&a[odometer.offsets[0] as usize..], &b[odometer.offsets[1] as usize..]);
+        match pair.inner {
+            (1, 1) => {
+                for ((o, &a), &b) in run.iter_mut().zip(a).zip(b) {
+                    *o = f(a, b);
+                }
+            }
+            (1, 0) => {
+                let b = b[0];
+                for (o, &a) in run.iter_mut().zip(a) {
+                    *o = f(a, b);
+                }
+            }
+            (0, 1) => {
+                let a = a[0];
+                for (o, &b) in run.iter_mut().zip(b) {
+                    *o = f(a, b);
+                }
+            }
+            (sa, sb) => {
+                for (i, o) in run.iter_mut().enumerate() {
+                    *o = f(a[i * sa as usize], b[i * sb as usize]);
+                }
+            }
+        }
+        odometer.advance();
+    }
+}
+
+/// `a = f(a, b)`, with `b` broadcast to `a`'s sizes.
+fn zip_assign<T: Copy>(a: &mut [T], dims: &[usize], b: &[T], b_dims: &[usize], f: impl Fn(T, T) -> T) {
+    if a.is_empty() {
+        return;
+    }
+    let pair = Pair::new(dims, b_dims, dims);
+    let mut odometer = Odometer::new(&pair.outer, &[&pair.b]);
+    for run in a.chunks_exact_mut(pair.n) {
+        let b = &b[odometer.offsets[0] as usize..];
+        if pair.inner.1 == 0 {
+            let b = b[0];
+            run.iter_mut().for_each(|a| *a = f(*a, b));
+        } else {
+            run.iter_mut().zip(b).for_each(|(a, &b)| *a = f(*a, b));
+        }
+        odometer.advance();
+    }
+}
+
+/// `f` of two broadcast tensors of one type, in the memory of one of them where that is possible.
+fn combine<T: Element>(
+    ctx: &EvalCtx<'_>,
+    mut a: Tensor,
+    mut b: Tensor,
+    f: impl Fn(T, T) -> T,
+) -> Result<Tensor, OpError> {
+    let dims = broadcast(&[a.dims(), b.dims()])?;
+    if a.is_unique() && a.dims() == dims {
+        zip_assign(a.to_mut::<T>()?, &dims, &elements::<T>(&b)?, b.dims(), f);
+        return Ok(a);
+    }
+    if b.is_unique() && b.dims() == dims {
+        zip_assign(b.to_mut::<T>()?, &dims, &elements::<T>(&a)?, a.dims(), |b, a| f(a, b));
+        return Ok(b);
+    }
+    let (xa, xb) = (elements::<T>(&a)?, elements::<T>(&b)?);
+    ctx.pool.fill::<T>(dims.clone(), |out| {
+        zip((&xa, a.dims()), (&xb, b.dims()), &dims, out, f);
+        Ok(())
+    })
+}
+
+/// The kernel's function of two broadcast `f32` tensors.
+pub(crate) fn kernel(ctx: &EvalCtx<'_>, a: &Tensor, b: &Tensor, op: BinaryOp) -> Result<Tensor, OpError> {
+    let dims = broadcast(&[a.dims(), b.dims()])?;
+    let (xa, xb) = (elements::<f32>(a)?, elements::<f32>(b)?);
+    ctx.pool.fill::<f32>(dims, |y| {
+        binary(op, &xa, a.dims(), &xb, b.dims(), y);
+        Ok(())
+    })
+}
+
+/// The broadcast sizes and the first input's type; the elements too where they are expressions of sizes.
+fn infer_arithmetic(
+    ctx: &mut InferCtx<'_>,
+    f: Option<fn(&SymDim, &SymDim) -> SymDim>,
+) -> Result<(), OpError> {
+    ctx.set(0, ctx.elem(0), broadcast_inputs(ctx, 0..ctx.n_inputs())?);
+    let short = |i: usize| ctx.rank(i).is_some_and(|r| r <= 1);
+    if let (Some(f), true) = (f, ctx.n_inputs() == 2 && short(0) && short(1))
+        && let (Some(a), Some(b)) = (ctx.value(0), ctx.value(1))
+    {
+        let n = a.len().max(b.len());
+        if (a.len() == n || a.len() == 1) && (b.len() == n || b.len() == 1) {
+            let pick = |v: &[SymDim], i: usize| v[if v.len() == 1 { 0 } else { i }].clone();
+            ctx.set_value(0, Some((0..n).map(|i| f(&pick(&a, i), &pick(&b, i))).collect()));
+        }
+    }
+    Ok(())
+}
+
+/// Same as `infer_arithmetic` for operators whose results are never sizes.
+fn infer_broadcast(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
+    infer_arithmetic(ctx, None)
+}
+
+macro_rules! arithmetic {
+    ($(#[$doc:meta])* $name:ident: $op:literal, $op_name:ident, $method:ident, $role:expr, $sym:expr) => {
+        $(#[$doc])*
+        pub(crate) static $name: OpDef = OpDef {
+            op_type: $op,
+            domain: "",
+            versions: &[7, 13, 14],
+            infer: |ctx| infer_arithmetic(ctx, $sym),
+            eval: |ctx, args| {
+                in_f32(ctx, args, |ctx, mut args| {
+                    let (a, b) = (args.take(0)?, args.take(1)?);
+                    if a.dtype() == DataType::Float {
+                        return Ok(vec![kernel(ctx, &a, &b, BinaryOp::$op_name)?]);
+                    }
+                    by_type!(a.dtype(), T in [f64, i8, i16, i32, i64, u8, u16, u32, u64] => {
+                        check_divisor::<T>($op, &b)?;
+                        Ok(vec![combine::<T>(ctx, a, b, Number::$method)?])
+                    })
+                })
+            },
+            role: $role,
+        };
+    };
+}
+
+/// Integer division by zero is undefined in the specification: refused.
+fn check_divisor<T: Number>(op: &str, b: &Tensor) -> Result<(), OpError> {
+    if matches!(op, "Div" | "Mod") && elements::<T>(b)?.iter().any(|b| b.is_integer_zero()) {
+        return Err(OpError::Invalid("an integer is divided by 0".to_owned()));
+    }
+    Ok(())
+}
+
+arithmetic!(/// ONNX Add 7, 13 and 14.
+    ADD: "Add", Add, add, TWO_ACTIVATIONS, Some(SymDim::add));
+arithmetic!(/// ONNX Sub 7, 13 and 14.
+    SUB: "Sub", Sub, sub, NO_INTEGER_FORM, Some(SymDim::sub));
+arithmetic!(/// ONNX Mul 7, 13 and 14.
+    MUL: "Mul", Mul, mul, TWO_ACTIVATIONS, Some(SymDim::mul));
+arithmetic!(/// ONNX Div 7, 13 and 14.
+    DIV: "Div", Div, div, NO_INTEGER_FORM, Some(SymDim::div));
+
+/// ONNX Mod 10 and 13.
+pub(crate) static MOD: OpDef = OpDef {
+    op_type: "Mod",
+    domain: "",
+    versions: &[10, 13],
+    infer: infer_broadcast,
+    eval: |ctx, args| {
+        let trunc = attr::flag(ctx.node, "fmod", false)?;
+        in_f32(ctx, args, |ctx, mut args| {
+            let (a, b) = (args.take(0)?, args.take(1)?);
+            by_type!(a.dtype(), T in [f32, f64, i8, i16, i32, i64, u8, u16, u32, u64] => {
+                check_divisor::<T>("Mod", &b)?;
+                let f = if trunc { T::rem_trunc } else { T::rem_floor };
+                Ok(vec![combine::<T>(ctx, a, b, f)?])
+            })
+        })
+    },
+    role: NO_INTEGER_FORM,
+};
+
+/// ONNX Pow 7, 12, 13 and 15; base and exponent may have different types.
+pub(crate) static POW: OpDef = OpDef {
+    op_type: "Pow",
+    domain: "",
+    versions: &[7, 12, 13, 15],
+    infer: infer_broadcast,
+    eval: |ctx, args| in_f32(ctx, args, pow),
+    role: NO_INTEGER_FORM,
+};
+
+fn pow(ctx: &EvalCtx<'_>, mut args: Args) -> Result<Vec<Tensor>, OpError> {
+    let (a, b) = (args.take(0)?, args.take(1)?);
+    if a.dtype() == DataType::Float && b.dtype() == DataType::Float {
+        return Ok(vec![kernel(ctx, &a, &b, BinaryOp::Pow)?]);
+    }
+    let dims = broadcast(&[a.dims(), b.dims()])?;
+    by_type!(a.dtype(), A in [f32, f64, i32, i64] => {
+        let xa = elements::<A>(&a)?;
+        by_type!(b.dtype(), B in [f32, f64, i8, i16, i32, i64, u8, u16, u32, u64] => {
+            let xb = elements::<B>(&b)?;
+            let y = ctx.pool.fill::<A>(dims.clone(), |out| {
+                zip((&xa, a.dims()), (&xb, b.dims()), &dims, out, |a, b| Power::power(a, b.exponent()));
+                Ok(())
+            })?;
+            Ok(vec![y])
+        })
+    })
+}
+
+/// An exponent: integers are kept, so that integer powers are exact.
+#[derive(Clone, Copy)]
+enum Exponent {
+    Int(i64),
+    Real(f64),
+}
+
+trait ToExponent {
+    fn exponent(self) -> Exponent;
+}
+
+macro_rules! exponent {
+    ($($t:ty => $variant:ident),*) => {$(
+        impl ToExponent for $t {
+            fn exponent(self) -> Exponent {
+                Exponent::$variant(self as _)
+            }
+        }
+    )*};
+}
+
+exponent!(f32 => Real, f64 => Real, i8 => Int, i16 => Int, i32 => Int, i64 => Int, u8 => Int, u16 => Int,
+    u32 => Int, u64 => Int);
+
+trait Power: Copy {
+    fn power(self, exponent: Exponent) -> Self;
+}
+
+impl Power for f32 {
+    fn power(self, exponent: Exponent) -> Self {
+        match exponent {
+            Exponent::Int(i) => self.powf(i as f32),
+            Exponent::Real(r) => self.powf(r as f32),
+        }
+    }
+}
+
+impl Power for f64 {
+    fn power(self, exponent: Exponent) -> Self {
+        match exponent {
+            Exponent::Int(i) => self.powf(i as f64),
+            Exponent::Real(r) => self.powf(r),
+        }
+    }
+}
+
+macro_rules! integer_power {
+    ($($t:ty),*) => {$(
+        impl Power for $t {
+            fn power(self, exponent: Exponent) -> Self {
+                match exponent {
+                    Exponent::Int(i) => match u32::try_from(i) {
+                        Ok(i) => self.wrapping_pow(i),
+                        Err(_) => (self as f64).powf(i as f64) as Self,
+                    },
+                    Exponent::Real(r) => (self as f64).powf(r) as Self,
+                }
+            }
+        }
+    )*};
+}
+
+integer_power!(i32, i64);
+
+macro_rules! variadic {
+    ($(#[$doc:meta])* $name:ident: $op:literal, $versions:expr, $kernel:expr, [$($rust:ty),*], $f:expr) => {
+        $(#[$doc])*
+        pub(crate) static $name: OpDef = OpDef {
+            op_type: $op,
+            domain: "",
+            versions: &$versions,
+            infer: infer_broadcast,
+            eval: |ctx, args| {
+                in_f32(ctx, args, |ctx, mut args| {
+                    let mut sum = args.take(0)?;
+                    let n = args.len();
+                    if sum.dtype() == DataType::Float {
+                        for i in 1..n {
+                            sum = kernel(ctx, &sum, args.required(i)?, $kernel)?;
+                        }
+                    } else {
+                        by_type!(sum.dtype(), T in [$($rust),*] => {
+                            for i in 1..n {
+                                sum = combine::<T>(ctx, sum, args.take(i)?, $f)?;
+                            }
+                            Ok(())
+                        })?;
+                    }
+                    if $op == "Mean" {
+                        sum = match sum.dtype() {
+                            DataType::Float => crate::unary::map(ctx, sum, |x: f32| x / n as f32)?,
+                            _ => crate::unary::map(ctx, sum, |x: f64| x / n as f64)?,
+                        };
+                    }
+                    Ok(vec![sum])
+                })
+            },
+            role: NO_INTEGER_FORM,
+        };
+    };
+}
+
+variadic!(/// ONNX Sum 6, 8 and 13.
+    SUM: "Sum", [6, 8, 13], BinaryOp::Add, [f64], |a, b| a + b);
+variadic!(/// ONNX Mean 6, 8 and 13.
+    MEAN: "Mean", [6, 8, 13], BinaryOp::Add, [f64], |a, b| a + b);
+// A comparison with NaN is false, so NaN in either place must be looked for: the result is NaN.
+variadic!(/// ONNX Max 6, 8, 12 and 13.
+    MAX: "Max", [6, 8, 12, 13], BinaryOp::Max, [f64, i8, i16, i32, i64, u8, u16, u32, u64],
+    |a, b| if a < b || is_nan(b) { b } else { a });
+variadic!(/// ONNX Min 6, 8, 12 and 13.
+    MIN: "Min", [6, 8, 12, 13], BinaryOp::Min, [f64, i8, i16, i32, i64, u8, u16, u32, u64],
+    |a, b| if b < a || is_nan(b) { b } else { a });
+
+#[expect(clippy::eq_op, reason = "NaN is what differs from itself")]
+fn is_nan<T: PartialEq>(x: T) -> bool {
+    x != x
+}
+
+/// A `bool` of the broadcast sizes.
+fn infer_comparison(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
+    let dims = broadcast_inputs(ctx, 0..ctx.n_inputs())?;
+    ctx.set(0, Some(DataType::Bool), dims);
+    Ok(())
+}
+
+/// `f` of two broadcast tensors of one type, as 0 or 1.
+fn compare<T: Element>(
+    ctx: &EvalCtx<'_>,
+    a: &Tensor,
+    b: &Tensor,
+    f: impl Fn(T, T) -> bool,
+) -> Result<Vec<Tensor>, OpError> {
+    let dims = broadcast(&[a.dims(), b.dims()])?;
+    let (xa, xb) = (elements::<T>(a)?, elements::<T>(b)?);
+    let y = fill_bools(ctx, dims.clone(), |out| {
+        zip((&xa, a.dims()), (&xb, b.dims()), &dims, out, |a, b| u8::from(f(a, b)));
+    })?;
+    Ok(vec![y])
+}
+
+macro_rules! comparison {
+    ($(#[$doc:meta])* $name:ident: $op:literal, $versions:expr, $f:expr) => {
+        $(#[$doc])*
+        pub(crate) static $name: OpDef = OpDef {
+            op_type: $op,
+            domain: "",
+            versions: &$versions,
+            infer: infer_comparison,
+            eval: |ctx, args| {
+                in_f32(ctx, args, |ctx, args| {
+                    let (a, b) = (args.required(0)?, args.required(1)?);
+                    if a.dtype() == DataType::Bool && $op == "Equal" {
+                        return logic(ctx, a, b, |a, b| a == b);
+                    }
+                    by_type!(a.dtype(), T in [f32, f64, i8, i16, i32, i64, u8, u16, u32, u64] => {
+                        compare::<T>(ctx, a, b, $f)
+                    })
+                })
+            },
+            role: Role::Structural,
+        };
+    };
+}
+
+comparison!(/// ONNX Equal 7, 11, 13 and 19.
+    EQUAL: "Equal", [7, 11, 13, 19], |a, b| a == b);
+comparison!(/// ONNX Less 7, 9 and 13.
+    LESS: "Less", [7, 9, 13], |a, b| a < b);
+comparison!(/// ONNX LessOrEqual 12 and 16.
+    LESS_OR_EQUAL: "LessOrEqual", [12, 16], |a, b| a <= b);
+comparison!(/// ONNX Greater 7, 9 and 13.
+    GREATER: "Greater", [7, 9, 13], |a, b| b < a);
+comparison!(/// ONNX GreaterOrEqual 12 and 16.
+    GREATER_OR_EQUAL: "GreaterOrEqual", [12, 16], |a, b| b <= a);
+
+/// `f` of two broadcast tensors of `bool`.
+fn logic(
+    ctx: &EvalCtx<'_>,
+    a: &Tensor,
+    b: &Tensor,
+    f: impl Fn(bool, bool) -> bool,
+) -> Result<Vec<Tensor>, OpError> {
+    let dims = broadcast(&[a.dims(), b.dims()])?;
+    let (xa, xb) = (bools(a)?, bools(b)?);
+    let y = fill_bools(ctx, dims.clone(), |out| {
+        zip((xa, a.dims()), (xb, b.dims()), &dims, out, |a, b| u8::from(f(a != 0, b != 0)));
+    })?;
+    Ok(vec![y])
+}
+
+macro_rules! logical {
+    ($(#[$doc:meta])* $name:ident: $op:literal, $f:expr) => {
+        $(#[$doc])*
+        pub(crate) static $name: OpDef = OpDef {
+            op_type: $op,
+            domain: "",
+            versions: &[7],
+            infer: infer_comparison,
+            eval: |ctx, args| logic(ctx, args.required(0)?, args.required(1)?, $f),
+            role: Role::Structural,
+        };
+    };
+}
+
+logical!(/// ONNX And 7.
+    AND: "And", |a, b| a && b);
+logical!(/// ONNX Or 7.
+    OR: "Or", |a, b| a || b);
+logical!(/// ONNX Xor 7.
+    XOR: "Xor", |a, b| a != b);
+
+/// `x` where it is not negative, else `slope * x`. ONNX PRelu 7, 9 and 16: the slope broadcasts to `x`.
+pub(crate) static PRELU: OpDef = OpDef {
+    op_type: "PRelu",
+    domain: "",
+    versions: &[7, 9, 16],
+    infer: crate::norm::same_as_first,
+    eval: |ctx, args| {
+        in_f32(ctx, args, |ctx, mut args| {
+            let (x, slope) = (args.take(0)?, args.take(1)?);
+            if broadcast(&[x.dims(), slope.dims()])? != x.dims() {
+                return Err(OpError::Invalid(format!(
+                    "a slope of sizes {:?} for an input of sizes {:?}",
+                    slope.dims(),
+                    x.dims()
+                )));
+            }
+            Ok(vec![match x.dtype() {
+                DataType::Float => kernel(ctx, &x, &slope, BinaryOp::PRelu)?,
+                _ => combine::<f64>(ctx, x, slope, |x, slope| if x < 0.0 { slope * x } else { x })?,
+            }])
+        })
+    },
+    role: NO_INTEGER_FORM,
+};
+
+/// ONNX Where 9 and 16.
+pub(crate) static WHERE: OpDef = OpDef {
+    op_type: "Where",
+    domain: "",
+    versions: &[9, 16],
+    infer: |ctx| {
+        let dims = broadcast_inputs(ctx, 0..3)?;
+        ctx.set(0, ctx.elem(1), dims);
+        Ok(())
+    },
+    eval: select,
+    role: Role::Quantized {
+        inputs: &[InputRole::Parameter, InputRole::Activation, InputRole::Activation],
+        output: OutputRole::Calibrated,
+    },
+};
+
+fn select(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
+    struct Select<'a> {
+        condition: &'a [u8],
+        out_dims: &'a [usize],
+        strides: [Vec<isize>; 3],
+    }
+    impl crate::shape::Move for Select<'_> {
+        fn run<E: Clone>(&self, srcs: &[&[E]], dst: &mut [E]) -> Result<(), OpError> {
+            let [c, x, y] = &self.strides;
+            let mut odometer = Odometer::new(self.out_dims, &[c, x, y]);
+            for e in dst {
+                let [c, x, y] = odometer.offsets[..] else { unreachable!("three sets of strides") };
+                let chosen =
+                    if self.condition[c as usize] != 0 { &srcs[0][x as usize] } else { &srcs[1][y as usize] };
+                *e = chosen.clone();
+                odometer.advance();
+            }
+            Ok(())
+        }
+    }
+    let (condition, x, y) = (args.required(0)?, args.required(1)?, args.required(2)?);
+    let dims = broadcast(&[condition.dims(), x.dims(), y.dims()])?;
+    let how = Select {
+        condition: bools(condition)?,
+        out_dims: &dims,
+        strides: [condition, x, y].map(|t| broadcast_strides(t.dims(), &dims)),
+    };
+    Ok(vec![crate::shape::moved(ctx, &[x, y], dims.clone(), &how)?])
+}

@@ -1,0 +1,166 @@
+//! The repository's tasks, run as `cargo xtask TASK`. Here: the list of tasks and what each does; then
+//!
+//! - [`run`]: other programs, with errors that say which one failed;
+//! - [`python`]: the Python environment that the tests and the asset tools use;
+//! - [`invariants`]: rules of ARCHITECTURE.md that a search through the sources can check.
+//!
+//! No dependencies, so that `cargo xtask` starts in seconds from an empty cache.
+
+mod invariants;
+mod python;
+mod run;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use run::{cargo, run};
+
+/// An error is a sentence for the person at the terminal; nobody else reads it.
+type Result<T = ()> = std::result::Result<T, String>;
+
+/// A task: `cargo xtask <name>`.
+struct Task {
+    name: &'static str,
+    usage: &'static str,
+    summary: &'static str,
+    run: fn(&[String]) -> Result,
+}
+
+/// Every task, in the order of `help`.
+static TASKS: &[Task] = &[
+    Task {
+        name: "test",
+        usage: "test [ARG ..]",
+        summary: "set up Python and the assets, build the command, run all tests; ARGs go to the test runner",
+        run: test,
+    },
+    Task {
+        name: "assets",
+        usage: "assets [NAME ..]",
+        summary: "fetch and convert the models and data that tests and benchmarks use",
+        run: |names| assets(names).map(drop),
+    },
+    Task {
+        name: "generate",
+        usage: "generate [--check]",
+        summary: "remake the generated files that are checked in, or check that they are up to date",
+        run: generate,
+    },
+    Task {
+        name: "ci",
+        usage: "ci",
+        summary: "everything that has to be green: formatting, clippy, invariants, docs, generated files, tests",
+        run: ci,
+    },
+    Task { name: "help", usage: "help", summary: "this list", run: help },
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let name = match args.first().map_or("help", String::as_str) {
+        "-h" | "--help" => "help",
+        name => name,
+    };
+    let Some(task) = TASKS.iter().find(|task| task.name == name) else {
+        eprintln!("error: there is no task `{name}`\n");
+        eprint!("{}", list());
+        return ExitCode::from(2);
+    };
+    match (task.run)(args.get(1..).unwrap_or_default()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn list() -> String {
+    let line = |task: &Task| format!("cargo xtask {:20} {}\n", task.usage, task.summary);
+    TASKS.iter().map(line).collect()
+}
+
+fn help(_: &[String]) -> Result {
+    print!("{}", list());
+    Ok(())
+}
+
+fn test(args: &[String]) -> Result {
+    let python = python::environment()?;
+    let assets = assets(&[])?;
+    run(cargo().args(["build", "--release", "--package", "midtread-cli"]))?;
+    let with_env = |command: &mut Command| {
+        run(command.env("MIDTREAD_PYTHON", &python).env("MIDTREAD_ASSETS", &assets))
+    };
+    if !has_nextest() {
+        return with_env(cargo().args(["test", "--workspace"]).args(args));
+    }
+    with_env(cargo().args(["nextest", "run", "--workspace"]).args(args))?;
+    if args.is_empty() {
+        // nextest does not run documentation tests. A filter is meant for the tests above.
+        with_env(cargo().args(["test", "--doc", "--workspace"]))?;
+    }
+    Ok(())
+}
+
+fn has_nextest() -> bool {
+    cargo().args(["nextest", "--version"]).output().is_ok_and(|output| output.status.success())
+}
+
+/// Makes the named assets, or all that the tests need, and returns the folder they are in.
+fn assets(names: &[String]) -> Result<PathBuf> {
+    let mut command = Command::new(python::environment()?);
+    let folder = run::output(command.arg(root().join("tools/assets.py")).arg("fetch").args(names))?;
+    Ok(PathBuf::from(folder.trim()))
+}
+
+fn generate(args: &[String]) -> Result {
+    let check = match args {
+        [] => &[][..],
+        [flag] if flag == "--check" => &["--", "--check"],
+        _ => return Err("usage: cargo xtask generate [--check]".into()),
+    };
+    let manifest = root().join("xtask/protogen/Cargo.toml");
+    if !manifest.exists() {
+        eprintln!("generate: there is no xtask/protogen, so nothing to remake");
+        return Ok(());
+    }
+    // A workspace of its own, because its dependencies are not needed to build midtread.
+    let target = root().join("target/protogen");
+    run(cargo()
+        .args(["run", "--quiet", "--locked", "--manifest-path"])
+        .arg(manifest)
+        .arg("--target-dir")
+        .arg(target)
+        .args(check))
+}
+
+fn ci(args: &[String]) -> Result {
+    if !args.is_empty() {
+        return Err("`ci` takes no arguments".into());
+    }
+    // What fails in seconds comes first.
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    invariants::check(root())?;
+    run(cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+    run(cargo()
+        .args(["doc", "--workspace", "--no-deps", "--document-private-items"])
+        .env("RUSTDOCFLAGS", "-D warnings"))?;
+    generate(&["--check".into()])?;
+    test(&[])
+}
+
+/// The repository.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder in the repository")
+}
