@@ -12,8 +12,10 @@ use crate::Result;
 const DIVIDES_BY_SCALE: &[&str] = &["crates/num/", "crates/kernels/"];
 
 /// Divisions by something else that is called a scale: file, text of the line, why.
-const OTHER_SCALES: &[(&str, &str, &str)] =
-    &[("crates/ops/src/gather.rs", "i / scale", "Resize's scale is a ratio of sizes")];
+const OTHER_SCALES: &[(&str, &str, &str)] = &[
+    ("crates/ops/src/gather.rs", "i / scale", "Resize's scale is a ratio of sizes"),
+    ("crates/ops/src/gather.rs", "(i + 0.5) / scale - 0.5", "Resize's scale is a ratio of sizes"),
+];
 
 /// The only code that puts quantization nodes into a graph.
 const WRITES_QDQ: &str = "crates/quant/src/apply/";

@@ -1,21 +1,21 @@
 //! The repository's tasks, run as `cargo xtask TASK`. Here: the list of tasks and what each does; then
 //!
-//! - [`run`]: other programs, with errors that say which one failed;
+//! - [`process`]: other programs, with errors that say which one failed;
 //! - [`python`]: the Python environment that the tests and the asset tools use;
 //! - [`invariants`]: rules of ARCHITECTURE.md that a search through the sources can check.
 //!
 //! No dependencies, so that `cargo xtask` starts in seconds from an empty cache.
 
 mod invariants;
+mod process;
 mod python;
-mod run;
 
 use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
-use run::{cargo, run};
+use process::{cargo, run};
 
 /// An error is a sentence for the person at the terminal; nobody else reads it.
 type Result<T = ()> = std::result::Result<T, String>;
@@ -112,7 +112,8 @@ fn has_nextest() -> bool {
 /// Makes the named assets, or all that the tests need, and returns the folder they are in.
 fn assets(names: &[String]) -> Result<PathBuf> {
     let mut command = Command::new(python::environment()?);
-    let folder = run::output(command.arg(root().join("tools/assets.py")).arg("fetch").args(names))?;
+    let folder =
+        process::output(command.arg(root().join("tools/assets.py")).arg("fetch").args(names))?;
     Ok(PathBuf::from(folder.trim()))
 }
 
@@ -153,9 +154,7 @@ fn ci(args: &[String]) -> Result {
         "-D",
         "warnings",
     ]))?;
-    run(cargo()
-        .args(["doc", "--workspace", "--no-deps", "--document-private-items"])
-        .env("RUSTDOCFLAGS", "-D warnings"))?;
+    run(cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     generate(&["--check".into()])?;
     test(&[])
 }

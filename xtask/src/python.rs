@@ -8,8 +8,9 @@ use std::{
 };
 
 use crate::{
-    Result, root,
-    run::{output, run},
+    Result,
+    process::{output, run},
+    root,
 };
 
 /// The interpreter of the environment, which is made again if the requirements or the Python have changed.

@@ -5,10 +5,11 @@ use std::{num::NonZero, path::PathBuf, str::FromStr};
 use clap::{Args as ClapArgs, Parser, builder::PossibleValue};
 use midtread::{
     num::Symmetry,
+    passes::{PassSet, PrepareOptions},
     quant::{
         Format,
         calibrate::{CALIBRATORS, Calibrator},
-        plan::{BiasForm, Granularity, IntType, Io, Overrides, Pattern, PlanOptions, Scheme, TARGETS, Target},
+        plan::{BiasForm, WeightGranularity as Granularity, IntType, Io, Overrides, Pattern, PlanOptions, Scheme, TARGETS, Target},
     },
 };
 
@@ -75,7 +76,7 @@ impl FromStr for Bytes {
 #[derive(ClapArgs)]
 pub(crate) struct DataArgs {
     /// Samples: a folder of pictures, .npy or .npz files, an ONNX test_data_set folder, or an IDX file
-    #[arg(long, value_name = "PATH", required_unless_present = "random")]
+    #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
     /// Use at most this many samples
     #[arg(long, value_name = "N")]
@@ -83,9 +84,6 @@ pub(crate) struct DataArgs {
     /// How pictures become inputs: the name of a preset, or a TOML file
     #[arg(long, value_name = "NAME|FILE")]
     pub(crate) preprocess: Option<String>,
-    /// The input that pictures and plain arrays are for [default: the model's only one]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) input: Option<String>,
     /// Use this many samples of random numbers instead of data: for trying things, not for quality
     #[arg(long, value_name = "N", conflicts_with = "data")]
     pub(crate) random: Option<NonZero<usize>>,
@@ -117,12 +115,13 @@ fn parse_dim(text: &str) -> Result<(String, usize), String> {
 }
 
 impl PrepareArgs {
-    pub(crate) fn options(&self) -> midtread::passes::PrepareOptions {
-        midtread::passes::PrepareOptions {
-            without: self.without.iter().cloned().collect(),
-            dims: self.dims.iter().cloned().collect(),
-            ..Default::default()
+    /// `opset`: the operator set to raise the model to, if it is older.
+    pub(crate) fn options(&self, opset: Option<i64>) -> anyhow::Result<PrepareOptions> {
+        let mut passes = PassSet::default();
+        for name in &self.without {
+            passes = passes.without(name).map_err(midtread::Error::from)?;
         }
+        Ok(PrepareOptions { passes, dims: self.dims.iter().cloned().collect(), opset, ..PrepareOptions::default() })
     }
 }
 

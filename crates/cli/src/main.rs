@@ -8,6 +8,7 @@ mod args;
 mod commands;
 mod context;
 mod progress;
+mod samples;
 mod table;
 
 use std::process::ExitCode;

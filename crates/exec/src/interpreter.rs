@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::Mutex,
+    sync::{
+        Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,8 +22,9 @@ use crate::{
 /// How a model is run.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Bytes of values (inputs, intermediate results and outputs; not constants) that one call of a `run` may hold
-    /// at once. `None` is no limit.
+    /// Bytes of values (inputs, intermediate results and outputs; not the model's constants) that one call of a
+    /// `run` may hold at once. `None` is no limit. Values that are the same in every run are computed by the first
+    /// and kept, within half of this.
     pub max_bytes: Option<usize>,
 }
 
@@ -58,6 +62,10 @@ pub struct Interpreter {
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     options: Options,
+    /// The outputs of steps that are the same in every run (weights stored as integers and dequantized), where they
+    /// are kept, and their size.
+    computed: Vec<OnceLock<Vec<Tensor>>>,
+    computed_bytes: AtomicUsize,
     /// Free memory: one pool for each run there has been at the same time.
     pools: Mutex<Vec<Pool>>,
 }
@@ -98,8 +106,17 @@ impl Interpreter {
                 .collect()
         };
         let (inputs, outputs) = (ports(&graph.inputs), ports(&graph.outputs));
-        let opset_imports = model.opset_imports.clone();
-        Ok(Self { graph, opset_imports, steps, inputs, outputs, options, pools: Mutex::default() })
+        Ok(Self {
+            graph,
+            opset_imports: model.opset_imports.clone(),
+            computed: steps.iter().map(|_| OnceLock::new()).collect(),
+            computed_bytes: AtomicUsize::new(0),
+            steps,
+            inputs,
+            outputs,
+            options,
+            pools: Mutex::default(),
+        })
     }
 
     /// The inputs, in the model's order.
@@ -202,25 +219,37 @@ impl Interpreter {
         observe: Observe<'_>,
         mut times: Option<&mut Vec<NodeTime>>,
     ) -> Result<Vec<(String, Tensor)>, Error> {
-        let mut values = Values { slots: vec![None; self.graph.values().len()], n_bytes: 0 };
+        let mut values = Values::new(self.graph.values().len());
         for (name, tensor) in inputs {
             let id = self.graph.find(&name).expect("checked to be an input");
-            values.put(id, tensor.to_aligned());
+            let tensor = tensor.to_aligned();
+            let size = n_bytes(&tensor);
+            values.put(id, tensor, size);
         }
         for &id in &self.graph.inputs {
-            if values.slots[id.idx()].is_none()
+            if values.get(id).is_none()
                 && let Some(default) = self.graph.value(id).constant.clone()
             {
-                values.put(id, default.to_aligned());
+                // Counts for nothing: it is the model's.
+                values.put(id, default.to_aligned(), 0);
             }
-            if let Some(tensor) = &values.slots[id.idx()] {
+            if let Some(tensor) = values.get(id) {
                 observe(id, self.graph.value_name(id), tensor);
             }
         }
 
-        let limit = self.options.max_bytes.unwrap_or(usize::MAX);
-        for step in &self.steps {
+        let max_bytes = self.options.max_bytes.unwrap_or(usize::MAX);
+        for (step, computed) in self.steps.iter().zip(&self.computed) {
             let node = &self.graph.nodes[step.node];
+            if let Some(outputs) = computed.get() {
+                let args = self.args(node, step, &mut values);
+                if let Some(times) = times.as_deref_mut() {
+                    times.push(self.node_time(node, &ArgTypes::of(&args), Duration::ZERO));
+                }
+                self.keep(step, outputs.clone(), &mut values, observe, Counts::Nothing)?;
+                continue;
+            }
+            let limit = max_bytes - self.computed_bytes.load(Ordering::Relaxed).min(max_bytes);
             let held = values.n_bytes;
             let args = self.args(node, step, &mut values);
             pool.set_max_tensor(limit.saturating_sub(held));
@@ -230,12 +259,13 @@ impl Interpreter {
             let start = Instant::now();
             let outputs = (step.def.eval)(&ctx, args);
             if let Some(times) = times.as_deref_mut() {
-                let time = start.elapsed();
-                let (node, op_type) = (self.graph.label(node).to_owned(), node.op_type.clone());
-                times.push(NodeTime { node, op_type, inputs: types.to_string(), time });
+                times.push(self.node_time(node, &types, start.elapsed()));
             }
             let outputs = outputs.map_err(|source| self.op_error(node, &types, held, source))?;
-            self.keep(step, outputs, &mut values, observe, pool)?;
+            let is_kept = step.is_constant && self.keep_computed(&outputs, &types, computed);
+            let counts = if is_kept { Counts::Nothing } else { Counts::Size };
+            self.keep(step, outputs, &mut values, observe, counts)?;
+            let limit = max_bytes - self.computed_bytes.load(Ordering::Relaxed).min(max_bytes);
             if limit < values.n_bytes {
                 return Err(self.memory_error(node, &types, values.n_bytes - held.min(values.n_bytes), held));
             }
@@ -246,7 +276,7 @@ impl Interpreter {
 
         let mut results = Vec::with_capacity(self.graph.outputs.len());
         for &id in &self.graph.outputs {
-            let tensor = values.slots[id.idx()].clone().or_else(|| self.graph.value(id).constant.clone());
+            let tensor = values.get(id).cloned().or_else(|| self.graph.value(id).constant.clone());
             let tensor = tensor.expect("the schedule makes every output");
             results.push((self.graph.value_name(id).to_owned(), tensor));
         }
@@ -257,10 +287,8 @@ impl Interpreter {
     fn args(&self, node: &Node, step: &Step, values: &mut Values) -> Args {
         let args = node.inputs.iter().zip(&step.is_last_use).map(|(id, &is_last)| {
             let id = (*id)?;
-            if values.slots[id.idx()].is_some() {
-                return if is_last { values.take(id) } else { values.slots[id.idx()].clone() };
-            }
-            self.graph.value(id).constant.clone()
+            let made = if is_last { values.take(id) } else { values.get(id).cloned() };
+            made.or_else(|| self.graph.value(id).constant.clone())
         });
         Args(args.collect())
     }
@@ -272,7 +300,7 @@ impl Interpreter {
         outputs: Vec<Tensor>,
         values: &mut Values,
         observe: Observe<'_>,
-        pool: &Pool,
+        counts: Counts,
     ) -> Result<(), Error> {
         let node = &self.graph.nodes[step.node];
         let n_wanted = node.outputs.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
@@ -283,13 +311,40 @@ impl Interpreter {
         for ((tensor, id), &is_used) in outputs.into_iter().zip(&node.outputs).zip(&step.is_used) {
             let Some(id) = *id else { continue };
             observe(id, self.graph.value_name(id), &tensor);
+            // What nobody uses is dropped, and goes back to the pool by that.
             if is_used {
-                values.put(id, tensor);
-            } else {
-                pool.give_back(tensor);
+                let size = match counts {
+                    Counts::Size => n_bytes(&tensor),
+                    Counts::Nothing => 0,
+                };
+                values.put(id, tensor, size);
             }
         }
         Ok(())
+    }
+
+    /// Keeps the outputs of a step that are the same in every run, unless they are large for what they are made of
+    /// or for the memory there is.
+    fn keep_computed(&self, outputs: &[Tensor], types: &ArgTypes, computed: &OnceLock<Vec<Tensor>>) -> bool {
+        let size: usize = outputs.iter().map(n_bytes).sum();
+        // Eight times: a 4-bit weight as float32. What is as large as that out of little is cheap to make.
+        let is_small = size <= 8 * types.n_bytes() + 4096;
+        let max_bytes = self.options.max_bytes.unwrap_or(usize::MAX);
+        let is_room = self.computed_bytes.load(Ordering::Relaxed).saturating_add(size) <= max_bytes / 2;
+        let is_kept = is_small && is_room && computed.set(outputs.to_vec()).is_ok();
+        if is_kept {
+            self.computed_bytes.fetch_add(size, Ordering::Relaxed);
+        }
+        is_kept
+    }
+
+    fn node_time(&self, node: &Node, types: &ArgTypes, time: Duration) -> NodeTime {
+        NodeTime {
+            node: self.graph.label(node).to_owned(),
+            op_type: node.op_type.clone(),
+            inputs: types.to_string(),
+            time,
+        }
     }
 
     fn op_error(&self, node: &Node, types: &ArgTypes, held: usize, source: OpError) -> Error {
@@ -312,25 +367,47 @@ impl Interpreter {
     }
 }
 
+/// What a value counts for in the memory of a run.
+#[derive(Clone, Copy)]
+enum Counts {
+    Size,
+    /// It is kept from run to run.
+    Nothing,
+}
+
 /// The values that exist at one moment of a run (not the constants), and their size.
 struct Values {
-    slots: Vec<Option<Tensor>>,
+    slots: Vec<Option<Slot>>,
     /// Elements that two values share (a reshaped one, and the one it was made of) count twice.
     n_bytes: usize,
 }
 
+struct Slot {
+    tensor: Tensor,
+    /// Bytes that it counts for: none, if they are kept elsewhere anyway.
+    n_bytes: usize,
+}
+
 impl Values {
-    fn put(&mut self, id: ValueId, tensor: Tensor) {
-        self.n_bytes += n_bytes(&tensor);
-        if let Some(old) = self.slots[id.idx()].replace(tensor) {
-            self.n_bytes -= n_bytes(&old);
+    fn new(n_values: usize) -> Self {
+        Self { slots: (0..n_values).map(|_| None).collect(), n_bytes: 0 }
+    }
+
+    fn put(&mut self, id: ValueId, tensor: Tensor, n_bytes: usize) {
+        self.n_bytes += n_bytes;
+        if let Some(old) = self.slots[id.idx()].replace(Slot { tensor, n_bytes }) {
+            self.n_bytes -= old.n_bytes;
         }
     }
 
+    fn get(&self, id: ValueId) -> Option<&Tensor> {
+        Some(&self.slots[id.idx()].as_ref()?.tensor)
+    }
+
     fn take(&mut self, id: ValueId) -> Option<Tensor> {
-        let tensor = self.slots[id.idx()].take()?;
-        self.n_bytes -= n_bytes(&tensor);
-        Some(tensor)
+        let slot = self.slots[id.idx()].take()?;
+        self.n_bytes -= slot.n_bytes;
+        Some(slot.tensor)
     }
 }
 
@@ -344,6 +421,16 @@ struct ArgTypes(Vec<Option<(DataType, Vec<usize>)>>);
 impl ArgTypes {
     fn of(args: &Args) -> Self {
         Self(args.0.iter().map(|arg| arg.as_ref().map(|t| (t.dtype(), t.dims().to_vec()))).collect())
+    }
+}
+
+impl ArgTypes {
+    fn n_bytes(&self) -> usize {
+        self.0
+            .iter()
+            .flatten()
+            .filter_map(|(dtype, dims)| dtype.n_bytes(midtread_graph::tensor::n_elements(dims).ok()?))
+            .sum()
     }
 }
 

@@ -17,12 +17,21 @@ pub(crate) struct Step {
     pub(crate) is_last_use: Vec<bool>,
     /// For each output position: whether anything uses the value.
     pub(crate) is_used: Vec<bool>,
+    /// Whether the outputs are the same in every run.
+    pub(crate) is_constant: bool,
 }
+
+/// Operators whose outputs differ although their inputs do not.
+const RANDOM: &[&str] =
+    &["Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"];
 
 /// The nodes that the outputs depend on, in the order of the file as far as dependencies allow.
 pub(crate) fn schedule(graph: &Graph, opset_imports: &[(String, i64)]) -> Result<Vec<Step>, Error> {
     let order = topological_order(graph)?;
     let needed = needed_nodes(graph, &order)?;
+    let mut is_constant = vec![false; graph.values().len()];
+    graph.initializers.iter().for_each(|id| is_constant[id.idx()] = true);
+    graph.inputs.iter().for_each(|id| is_constant[id.idx()] = false);
     let mut steps = order
         .into_iter()
         .filter(|&i| needed[i])
@@ -30,7 +39,10 @@ pub(crate) fn schedule(graph: &Graph, opset_imports: &[(String, i64)]) -> Result
             let node = &graph.nodes[i];
             let (def, opset) = resolve(graph, node, opset_imports)?;
             let (is_last_use, is_used) = (vec![false; node.inputs.len()], vec![false; node.outputs.len()]);
-            Ok(Step { node: i, def, opset, is_last_use, is_used })
+            let same = !RANDOM.contains(&node.op_type.as_str())
+                && node.inputs.iter().flatten().all(|id| is_constant[id.idx()]);
+            node.outputs.iter().flatten().for_each(|id| is_constant[id.idx()] = same);
+            Ok(Step { node: i, def, opset, is_last_use, is_used, is_constant: same })
         })
         .collect::<Result<Vec<_>, Error>>()?;
 

@@ -157,8 +157,10 @@ fn a_chain_of_any_length_holds_two_values_and_a_branch_one_more() {
     assert!(limited(&chain(true), 3 * n_bytes).is_ok());
 
     let err = limited(&chain(true), n_bytes + n_bytes / 2).unwrap_err();
+    // Whether `v0` is made in place of `x` is the operator's choice.
     let Error::Memory { node, held, limit, .. } = &err else { panic!("{err}") };
-    assert_eq!((node.as_str(), *held, *limit), ("v1", n_bytes, n_bytes + n_bytes / 2));
+    assert!(["v0", "v1"].contains(&node.as_str()), "{err}");
+    assert_eq!((*held, *limit), (n_bytes, n_bytes + n_bytes / 2));
     assert!(err.hint().is_some());
 }
 
@@ -268,6 +270,32 @@ fn constants_at_odd_addresses_are_read_right_and_not_changed() {
     for _ in 0..2 {
         let outputs = interpreter.run(given("x", f32s(&[1.0, 1.0]))).unwrap();
         assert_eq!(elements(&outputs[0].1), [-0.5, -1.5]);
+    }
+}
+
+#[test]
+fn what_is_the_same_in_every_run_is_computed_once_and_seen_in_each() {
+    let mut b = Builder::default();
+    let x = b.input("x", &known(&[4096]));
+    let q = b.constant("q", Tensor::vector(&[-3_i8; 4096]));
+    let scale = b.constant("scale", Tensor::scalar(0.5_f32));
+    let w = b.node("DequantizeLinear", &[q, scale], "w");
+    // In place of `w` in the first run, if it were not kept.
+    let n = b.node("Neg", &[w], "n");
+    let y = b.node("Mul", &[x, n], "y");
+    let model = b.model(&[y]);
+    // Room for `w` alone, and for both constants.
+    for max_bytes in [50_000, 1_000_000] {
+        let interpreter = Interpreter::new(&model, Options { max_bytes: Some(max_bytes) }).unwrap();
+        for v in [1.0, 2.0, 3.0] {
+            let mut seen = Vec::new();
+            let inputs = given("x", f32s(&[v; 4096]));
+            let outputs =
+                interpreter.run_observed(inputs, &mut |_, name, t| seen.push((name.to_owned(), elements(t)[7]))).unwrap();
+            let expected = [("x", v), ("w", -1.5), ("n", 1.5), ("y", 1.5 * v)];
+            assert_eq!(seen, expected.map(|(name, v)| (name.to_owned(), v)));
+            assert_eq!(elements(&outputs[0].1), [1.5 * v; 4096]);
+        }
     }
 }
 

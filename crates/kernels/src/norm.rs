@@ -1,8 +1,9 @@
 //! Softmax, normalizations and reductions.
 //!
-//! A sum along contiguous elements is kept in 16 lanes, element `i` in lane `i % 16`, each lane from front to back, and
-//! the lanes are added in pairs at the end ([`sum`]). A sum across rows goes from the first row to the last. So the bits
-//! are the same on every CPU and for any number of threads, and the error of a long sum is a 16th of a plain one's.
+//! A sum along contiguous elements is kept in 16 lanes, element `i` in lane `i % 16`, each lane from front to back,
+//! and the lanes are added in pairs at the end ([`sum`]). A sum across rows goes from the first row to the last. So
+//! the bits are the same on every CPU and for any number of threads, and the error of a long sum along elements is a
+//! 16th of a plain one's.
 
 use crate::elementwise::math;
 use crate::par::{self, Disjoint};
@@ -14,7 +15,12 @@ const LANES: usize = 16;
 
 /// Folds `x` in lanes: `f(lane, element)`, then the lanes in pairs.
 #[inline(always)]
-fn fold(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32, merge: impl Fn(f32, f32) -> f32) -> f32 {
+fn fold(
+    x: &[f32],
+    start: f32,
+    f: impl Fn(f32, f32) -> f32,
+    merge: impl Fn(f32, f32) -> f32,
+) -> f32 {
     let mut lanes = [start; LANES];
     let (chunks, tail) = x.as_chunks::<LANES>();
     for chunk in chunks {
@@ -165,7 +171,14 @@ pub fn layer_norm(x: &[f32], scale: &[f32], bias: Option<&[f32]>, epsilon: f32, 
 /// # Panics
 ///
 /// When `x` is not a whole number of images of `scale.len()` planes, or the lengths of `scale` and `bias` differ.
-pub fn instance_norm(x: &[f32], len: usize, scale: &[f32], bias: &[f32], epsilon: f32, y: &mut [f32]) {
+pub fn instance_norm(
+    x: &[f32],
+    len: usize,
+    scale: &[f32],
+    bias: &[f32],
+    epsilon: f32,
+    y: &mut [f32],
+) {
     assert_eq!(x.len(), y.len(), "the input's and the output's elements");
     assert_eq!(scale.len(), bias.len(), "a bias for each scale");
     if x.is_empty() {

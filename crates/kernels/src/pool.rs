@@ -52,7 +52,11 @@ impl Pool2d {
                 Rounding::Ceil => {
                     let n = room.div_ceil(self.strides[d]) + 1;
                     // A window that would start in the padding after the input is left out.
-                    if self.input[d] + self.pads[d] <= (n - 1) * self.strides[d] { n - 1 } else { n }
+                    if self.input[d] + self.pads[d] <= (n - 1) * self.strides[d] {
+                        n - 1
+                    } else {
+                        n
+                    }
                 }
             }
         })
@@ -73,7 +77,8 @@ impl Pool2d {
         (0..self.output()[d])
             .map(|o| {
                 let (start, step) = (o * self.strides[d], self.dilations[d]);
-                let taps = |end: usize| end.saturating_sub(start).div_ceil(step).min(self.kernel[d]);
+                let taps =
+                    |end: usize| end.saturating_sub(start).div_ceil(step).min(self.kernel[d]);
                 let first = self.pads[d].saturating_sub(start).div_ceil(step);
                 let end = taps(self.pads[d] + self.input[d]);
                 let n_inside = end.saturating_sub(first);
@@ -129,7 +134,12 @@ struct Span {
 /// # Panics
 ///
 /// When a slice has another length than the sizes say.
-pub fn max_pool<T: Copy + PartialOrd + Send + Sync>(pool: &Pool2d, x: &[T], lowest: T, y: &mut [T]) {
+pub fn max_pool<T: Copy + PartialOrd + Send + Sync>(
+    pool: &Pool2d,
+    x: &[T],
+    lowest: T,
+    y: &mut [T],
+) {
     let width = pool.input[1];
     let [step_h, step_w] = pool.dilations;
     pool.each(x, y, |rows, cols, plane| {
@@ -230,7 +240,15 @@ mod tests {
     /// A pooling and its input, of small random sizes.
     fn pools() -> impl Strategy<Value = (Pool2d, Vec<f32>)> {
         let pair = |r: std::ops::Range<usize>| prop::array::uniform2(r);
-        (1_usize..3, pair(1..9), pair(1..4), pair(1..4), pair(1..3), prop::array::uniform4(0_usize..3), any::<bool>())
+        (
+            1_usize..3,
+            pair(1..9),
+            pair(1..4),
+            pair(1..4),
+            pair(1..3),
+            prop::array::uniform4(0_usize..3),
+            any::<bool>(),
+        )
             .prop_map(|(n_planes, input, kernel, strides, dilations, pads, ceil)| {
                 let rounding = if ceil { Rounding::Ceil } else { Rounding::Floor };
                 let pads = std::array::from_fn(|d| pads[d].min(kernel[d % 2] - 1));
@@ -305,7 +323,8 @@ mod tests {
         pool.rounding = Rounding::Ceil;
         assert_eq!(pool.output(), [2, 2]);
         // Windows of 1 every 4 from a line of 3 with 2 after it: the second would start at 4, in the padding.
-        pool = Pool2d { input: [3, 3], kernel: [1, 1], strides: [4, 4], pads: [0, 0, 2, 2], ..pool };
+        pool =
+            Pool2d { input: [3, 3], kernel: [1, 1], strides: [4, 4], pads: [0, 0, 2, 2], ..pool };
         assert_eq!(pool.output(), [1, 1]);
     }
 

@@ -14,6 +14,8 @@ pub(crate) trait Simd: Copy {
     type V: Copy;
     /// Lanes in a register.
     const N: usize;
+    /// Whether a kernel gains from more sums at once than one register holds.
+    const HAS_LATENCY: bool = true;
 
     fn splat(self, x: f32) -> Self::V;
     /// The first `N` elements of `x`. Panics when there are fewer.
@@ -45,6 +47,7 @@ pub(crate) struct Scalar;
 impl Simd for Scalar {
     type V = [f32; 8];
     const N: usize = 8;
+    const HAS_LATENCY: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 8] {

@@ -37,8 +37,7 @@ pub fn transpose<T: Copy + Send + Sync>(x: &[T], dims: &[usize], perm: &[usize],
     }
     // Some other dimension of the output is the input's innermost: a matrix to turn, for each index of the rest.
     let turned = out.iter().position(|d| d.step == 1).expect("one dimension has step 1");
-    let row_step: usize =
-        out[turned + 1..].iter().map(|d| d.size).product::<usize>() * last.size;
+    let row_step: usize = out[turned + 1..].iter().map(|d| d.size).product::<usize>() * last.size;
     let rows = out[turned];
     // Blocks of rows of the output, so that a task writes whole cache lines.
     let n_blocks = rows.size.div_ceil(BLOCK);

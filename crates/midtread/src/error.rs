@@ -68,7 +68,6 @@ impl Error {
         use midtread_quant::calibrate::RunError;
         match self {
             Self::Onnx(e) => e.hint().map(Into::into),
-            Self::Prepare(e) => e.hint().map(Into::into),
             Self::Data(e) => e.hint().map(Into::into),
             Self::Calibrate(RunError::Model(e) | RunError::Run { source: e, .. }) => e.hint().map(Into::into),
             Self::Calibrate(RunError::Stats(e)) | Self::Stats(e) => e.hint().map(Into::into),

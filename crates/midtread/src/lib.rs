@@ -2,12 +2,17 @@
 //! bits, write a model that runs anywhere ONNX runs, and say what that cost and why.
 //!
 //! ```no_run
-//! use midtread::{data, onnx, quant::PlanOptions};
+//! use midtread::{Format, PlanOptions, Stats, Target, apply, onnx, plan};
 //!
 //! # fn main() -> Result<(), midtread::Error> {
-//! let model = onnx::load("mobilenet.onnx".as_ref())?;
+//! let model = onnx::load("mobilenet.onnx")?;
+//! # let (prepared, stats): (midtread::graph::Model, Stats) = todo();
+//! let plan = plan(&prepared, Some(&stats), &Target::find("onnxruntime_cpu")?, &PlanOptions::default())?;
+//! let quantized = apply(&prepared, &plan, Format::Qdq)?;
+//! onnx::save(&quantized, "mobilenet.int8.onnx", &onnx::SaveOptions::default())?;
 //! # Ok(())
 //! # }
+//! # fn todo() -> (midtread::graph::Model, Stats) { unreachable!() }
 //! ```
 //!
 //! [`quantize`] does all of it. Its stages are functions too, for those who want to look between them, and what they
@@ -17,10 +22,12 @@
 //! Reading order: [`quantize`] (the whole way), [`evaluate`] (how good a model is), [`latency`], [`error`].
 #![forbid(unsafe_code)]
 
+pub mod demo;
 pub mod error;
 pub mod evaluate;
 pub mod latency;
 pub mod quantize;
+pub mod samples;
 
 pub use midtread_data as data;
 pub use midtread_exec as exec;

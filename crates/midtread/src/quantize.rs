@@ -6,8 +6,8 @@ use midtread_graph::Model;
 use midtread_passes::PrepareOptions;
 use midtread_quant::{
     Format, Plan, PlanOptions, Scheme, Stats, Target, apply,
-    calibrate::{self, Collect, Samples},
-    plan::fingerprint,
+    calibrate::{self, CalibrateError, Calibrator, Collect, RangeGoal, Samples},
+    plan::{Ranges, fingerprint, plan_ranges},
     required_opset,
 };
 
@@ -23,6 +23,8 @@ pub struct Options<'a> {
     pub target: Target,
     /// The form of the result.
     pub format: Format,
+    /// What to keep of each tensor while measuring. `None`: what the plan's calibrators read, and no more.
+    pub collect: Option<Collect>,
     /// Samples measured at once, each on a thread of its own.
     pub n_threads: usize,
     /// Memory that values may take while measuring. [`default_max_bytes`] is a quarter of the machine's.
@@ -75,21 +77,24 @@ pub fn quantize(model: Model, samples: Option<&dyn Samples>, options: &Options<'
 
     let start = Instant::now();
     options.progress.stage("prepare", None);
-    let opset = required_opset(&options.plan, options.format);
-    let (prepared, prepare_report) = prepare(model, &options.prepare, opset)?;
+    let (mut prepared, mut prepare_report) = midtread_passes::prepare(model, &options.prepare)?;
+    // A plan with ranges made up, so that everything in which the options, the target and the model contradict each
+    // other is found before the data is read. It also tells which operator set is needed.
+    let trial = plan_ranges(&prepared, Some(&AnyRange), &options.target, &options.plan)?;
+    let opset = required_opset(&trial, options.format);
+    if prepared.opset("").is_some_and(|version| version < opset) {
+        let raised = PrepareOptions { opset: Some(opset), ..options.prepare.clone() };
+        let (model, second) = midtread_passes::prepare(prepared, &raised)?;
+        prepared = model;
+        prepare_report.passes.extend(second.passes);
+    }
     timed("prepare", start);
-
-    // Everything that the options, the target and the model contradict each other in is found here, before the data
-    // is read.
-    options.plan.check(&prepared, &options.target)?;
 
     let stats = match options.plan.scheme {
         Scheme::Static => {
             let samples = samples.ok_or(midtread_quant::Error::NoStats)?;
             let start = Instant::now();
-            // No more than the plan's calibrators read.
-            let collect = if options.plan.needs_histogram() { Collect::Histogram } else { Collect::Extrema };
-            let stats = measure(&prepared, samples, collect, options)?;
+            let stats = measure(&prepared, samples, options.collect.unwrap_or_else(|| collect(&options.plan)), options)?;
             timed("calibrate", start);
             Some(stats)
         }
@@ -108,16 +113,24 @@ pub fn quantize(model: Model, samples: Option<&dyn Samples>, options: &Options<'
     Ok(Quantized { model, prepared, prepare_report, stats, plan, seconds })
 }
 
-/// Raises the model's operator set to `opset` at least, and prepares it.
-pub fn prepare(
-    mut model: Model,
-    options: &PrepareOptions,
-    opset: i64,
-) -> Result<(Model, midtread_passes::Report), Error> {
-    if model.opset("").is_some_and(|version| version < opset) {
-        midtread_passes::upgrade_opset(&mut model, opset)?;
+/// Ranges for a trial plan: every tensor was seen, between -1 and 1.
+struct AnyRange;
+
+impl Ranges for AnyRange {
+    fn contains(&self, _: &str) -> bool {
+        true
     }
-    Ok(midtread_passes::prepare(model, options)?)
+
+    fn range(&self, _: &str, _: &Calibrator, _: &RangeGoal) -> Result<(f32, f32), CalibrateError> {
+        Ok((-1.0, 1.0))
+    }
+}
+
+/// What the plan's calibrators read: nothing more is collected.
+fn collect(plan: &PlanOptions) -> Collect {
+    let overrides = plan.overrides.tensors.values().filter_map(|o| o.calibrator.as_ref());
+    let histogram = overrides.chain([&plan.calibrator]).any(|calibrator| calibrator.def.needs_histogram);
+    if histogram { Collect::Histogram } else { Collect::Extrema }
 }
 
 /// Measures a prepared model.

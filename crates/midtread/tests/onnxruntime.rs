@@ -8,13 +8,14 @@ use std::{
 
 use midtread::{
     Format, Options, PlanOptions, Quantized, Scheme, Target,
-    data::{self, InputSpec},
+    data::{self, InputSpec, Preprocess},
     evaluate::{RunOptions, predict, score},
     graph::Model,
     onnx::{self, SaveOptions},
     passes::PrepareOptions,
-    quant::{calibrate::Samples, plan::WeightGranularity},
+    quant::plan::WeightGranularity,
     quantize::Silent,
+    samples::DataSamples,
 };
 use midtread_testkit::{asset, oracle, root};
 use serde_json::Value;
@@ -27,6 +28,7 @@ fn options(plan: PlanOptions, format: Format) -> Options<'static> {
         plan,
         target: Target::find("onnxruntime_cpu").unwrap(),
         format,
+        collect: None,
         n_threads: 2,
         max_bytes: None,
         progress: &Silent,
@@ -35,9 +37,9 @@ fn options(plan: PlanOptions, format: Format) -> Options<'static> {
 }
 
 /// The first `n` files of a folder of arrays.
-fn arrays(model: &Model, folder: &Path, n: usize) -> Box<dyn Samples> {
+fn arrays(model: &Model, folder: &Path, n: usize) -> DataSamples {
     let options = data::Options { limit: Some(n), ..data::Options::default() };
-    midtread::samples::open(folder, &InputSpec::of(model), &options).unwrap()
+    midtread::samples::open(folder, &InputSpec::of(model).unwrap(), &options).unwrap()
 }
 
 fn save(model: &Model, folder: &Path, name: &str) -> PathBuf {
@@ -72,7 +74,7 @@ fn quantize_efficientnet(format: Format, granularity: WeightGranularity) -> (Qua
     let model = onnx::load(&source).unwrap();
     let samples = arrays(&model, &asset("lite0_npy"), 32);
     let plan = PlanOptions { granularity, ..PlanOptions::default() };
-    (midtread::quantize(model, Some(&*samples), &options(plan, format)).unwrap(), source)
+    (midtread::quantize(model, Some(&samples), &options(plan, format)).unwrap(), source)
 }
 
 #[test]
@@ -119,8 +121,8 @@ fn efficientnet_runs_the_same_in_onnxruntime_and_here() {
             progress: &|_| {},
             interrupted: &NEVER,
         };
-        let here = predict(&model, &*samples, &options).unwrap();
-        let float = predict(&result.prepared, &*samples, &options).unwrap();
+        let here = predict(&model, &samples, &options).unwrap();
+        let float = predict(&result.prepared, &samples, &options).unwrap();
         let same = score(&here, None, Some(&float)).agreement.unwrap();
         assert!(same >= 0.75, "{name}: the int8 model agrees with float on {same} of 8 pictures");
         assert!(result.plan.counts().quantized > 50, "{:?}", result.plan.counts());
@@ -150,16 +152,16 @@ fn the_demo_net_keeps_its_accuracy_in_every_scheme_and_form() {
     let source = root().join("assets/demo/fashion_mobilenet.onnx");
     let demo = |name: &str| root().join("assets/demo").join(name);
     let model = onnx::load(&source).unwrap();
-    let specs = InputSpec::of(&model);
+    let specs = InputSpec::of(&model).unwrap();
     let open = |name: &str, n| {
-        let options = data::Options { limit: Some(n), ..data::Options::default() };
+        let options = data::Options { limit: Some(n), preprocess: Preprocess::preset("fashion_mnist") };
         midtread::samples::open(&demo(name), &specs, &options).unwrap()
     };
     let calibration = open("calibration-images-idx3-ubyte.gz", 256);
     let test = open("t10k-images-idx3-ubyte.gz", 1000);
     let run =
         RunOptions { n_threads: 2, max_bytes: None, output: None, progress: &|_| {}, interrupted: &NEVER };
-    let float = predict(&model, &*test, &run).unwrap();
+    let float = predict(&model, &test, &run).unwrap();
     for (scheme, format, at_least) in [
         (Scheme::Static, Format::Qdq, 0.985),
         (Scheme::Static, Format::QOperator, 0.985),
@@ -168,11 +170,11 @@ fn the_demo_net_keeps_its_accuracy_in_every_scheme_and_form() {
     ] {
         let what = format!("{scheme} {format}");
         let plan = PlanOptions { scheme, ..PlanOptions::default() };
-        let result = midtread::quantize(model.clone(), Some(&*calibration), &options(plan, format)).unwrap();
+        let result = midtread::quantize(model.clone(), Some(&calibration), &options(plan, format)).unwrap();
         let path = save(&result.model, folder.path(), &format!("{scheme}_{format}.onnx"));
         check(&path, &source);
         let quantized = onnx::load(&path).unwrap();
-        let answers = predict(&quantized, &*test, &run).unwrap();
+        let answers = predict(&quantized, &test, &run).unwrap();
         let same = score(&answers, None, Some(&float)).agreement.unwrap();
         assert!(same >= at_least, "{what}: agrees with float on {same} of 1000");
     }
@@ -181,15 +183,15 @@ fn the_demo_net_keeps_its_accuracy_in_every_scheme_and_form() {
 #[test]
 fn the_same_bytes_come_out_whatever_the_thread_count() {
     let model = onnx::load(root().join("assets/demo/fashion_mobilenet.onnx")).unwrap();
-    let specs = InputSpec::of(&model);
-    let limit = data::Options { limit: Some(40), ..data::Options::default() };
+    let specs = InputSpec::of(&model).unwrap();
+    let limit = data::Options { limit: Some(40), preprocess: Preprocess::preset("fashion_mnist") };
     let path = root().join("assets/demo/calibration-images-idx3-ubyte.gz");
     let calibration = midtread::samples::open(&path, &specs, &limit).unwrap();
     let bytes: Vec<Vec<u8>> = [1, 2, 5]
         .into_iter()
         .map(|n_threads| {
             let options = Options { n_threads, ..options(PlanOptions::default(), Format::Qdq) };
-            let result = midtread::quantize(model.clone(), Some(&*calibration), &options).unwrap();
+            let result = midtread::quantize(model.clone(), Some(&calibration), &options).unwrap();
             onnx::to_bytes(&result.model).unwrap()
         })
         .collect();

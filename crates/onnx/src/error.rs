@@ -235,6 +235,11 @@ impl Error {
         Self { path: Some(path.to_owned()), problem }
     }
 
+    /// The same error, in the file at `path`: for bytes that the caller read.
+    pub fn at(self, path: &Path) -> Self {
+        Self { path: Some(path.to_owned()), ..self }
+    }
+
     /// The file, where it is known.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()

@@ -64,7 +64,9 @@ pub(crate) fn ints<'a>(node: &'a Node, name: &'static str) -> Result<Option<&'a 
 pub(crate) fn sizes(node: &Node, name: &'static str) -> Result<Option<Vec<usize>>, OpError> {
     let Some(ints) = ints(node, name)? else { return Ok(None) };
     let sizes = ints.iter().map(|&i| usize::try_from(i)).collect::<Result<_, _>>();
-    sizes.map(Some).map_err(|_| OpError::Invalid(format!("attribute `{name}` has a negative element: {ints:?}")))
+    sizes.map(Some).map_err(|_| {
+        OpError::Invalid(format!("attribute `{name}` has a negative element: {ints:?}"))
+    })
 }
 
 /// A string.
@@ -81,7 +83,10 @@ pub(crate) fn string<'a>(
 }
 
 /// A tensor.
-pub(crate) fn tensor<'a>(node: &'a Node, name: &'static str) -> Result<Option<&'a Tensor>, OpError> {
+pub(crate) fn tensor<'a>(
+    node: &'a Node,
+    name: &'static str,
+) -> Result<Option<&'a Tensor>, OpError> {
     match node.attr(name) {
         None => Ok(None),
         Some(AttrValue::Tensor(t)) => Ok(Some(t)),

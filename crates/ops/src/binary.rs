@@ -1,7 +1,7 @@
 //! Elementwise operators of several inputs, which broadcast: arithmetic, comparison, logic, Where.
 
 use midtread_graph::{DataType, Element, Tensor};
-use midtread_kernels::elementwise::{BinaryOp, binary};
+use midtread_kernels::elementwise::{BinaryOp, binary, broadcast_with};
 
 use crate::{
     attr,
@@ -58,7 +58,16 @@ macro_rules! float {
             fn mul(self, other: Self) -> Self { self * other }
             fn div(self, other: Self) -> Self { self / other }
             fn is_integer_zero(self) -> bool { false }
-            fn rem_floor(self, other: Self) -> Self { self - (self / other).floor() * other }
+            fn rem_floor(self, other: Self) -> Self {
+                let rest = self % other;
+                if rest == 0.0 {
+                    rest.copysign(other)
+                } else if (rest < 0.0) != (other < 0.0) {
+                    rest + other
+                } else {
+                    rest
+                }
+            }
             fn rem_trunc(self, other: Self) -> Self { self % other }
         }
     )*};
@@ -67,128 +76,28 @@ macro_rules! float {
 integer!(i8, i16, i32, i64, u8, u16, u32, u64);
 float!(f32, f64);
 
-/// Dimensions over which two operands are walked, those that go together merged; the last one is the inner loop.
-struct Pair {
-    outer: Vec<usize>,
-    a: Vec<isize>,
-    b: Vec<isize>,
-    n: usize,
-    inner: (isize, isize),
-}
-
-impl Pair {
-    fn new(a: &[usize], b: &[usize], out: &[usize]) -> Self {
-        let (sa, sb) = (broadcast_strides(a, out), broadcast_strides(b, out));
-        let mut merged: Vec<(usize, isize, isize)> = Vec::new();
-        for ((&d, &sa), &sb) in out.iter().zip(&sa).zip(&sb) {
-            if d == 1 {
-                continue;
-            }
-            match merged.last_mut() {
-                Some((dim, ma, mb)) if *ma == sa * d as isize && *mb == sb * d as isize => {
-                    (*dim, *ma, *mb) = (*dim * d, sa, sb);
-                }
-                _ => merged.push((d, sa, sb)),
-            }
-        }
-        let (n, ia, ib) = merged.pop().unwrap_or((1, 1, 1));
-        Self {
-            outer: merged.iter().map(|m| m.0).collect(),
-            a: merged.iter().map(|m| m.1).collect(),
-            b: merged.iter().map(|m| m.2).collect(),
-            n,
-            inner: (ia, ib),
-        }
-    }
-}
-
-/// `f` of elements of two broadcast operands.
-fn zip<A: Copy, B: Copy, O: Copy>(
-    (a, a_dims): (&[A], &[usize]),
-    (b, b_dims): (&[B], &[usize]),
-    out_dims: &[usize],
-    out: &mut [O],
-    f: impl Fn(A, B) -> O,
-) {
-    if out.is_empty() {
-        return;
-    }
-    let pair = Pair::new(a_dims, b_dims, out_dims);
-    let mut odometer = Odometer::new(&pair.outer, &[&pair.a, &pair.b]);
-    for run in out.chunks_exact_mut(pair.n) {
-        let (a, b) = (&a[odometer.offsets[0] as usize..], &b[odometer.offsets[1] as usize..]);
-        match pair.inner {
-            (1, 1) => {
-                for ((o, &a), &b) in run.iter_mut().zip(a).zip(b) {
-                    *o = f(a, b);
-                }
-            }
-            (1, 0) => {
-                let b = b[0];
-                for (o, &a) in run.iter_mut().zip(a) {
-                    *o = f(a, b);
-                }
-            }
-            (0, 1) => {
-                let a = a[0];
-                for (o, &b) in run.iter_mut().zip(b) {
-                    *o = f(a, b);
-                }
-            }
-            (sa, sb) => {
-                for (i, o) in run.iter_mut().enumerate() {
-                    *o = f(a[i * sa as usize], b[i * sb as usize]);
-                }
-            }
-        }
-        odometer.advance();
-    }
-}
-
-/// `a = f(a, b)`, with `b` broadcast to `a`'s sizes.
-fn zip_assign<T: Copy>(a: &mut [T], dims: &[usize], b: &[T], b_dims: &[usize], f: impl Fn(T, T) -> T) {
-    if a.is_empty() {
-        return;
-    }
-    let pair = Pair::new(dims, b_dims, dims);
-    let mut odometer = Odometer::new(&pair.outer, &[&pair.b]);
-    for run in a.chunks_exact_mut(pair.n) {
-        let b = &b[odometer.offsets[0] as usize..];
-        if pair.inner.1 == 0 {
-            let b = b[0];
-            run.iter_mut().for_each(|a| *a = f(*a, b));
-        } else {
-            run.iter_mut().zip(b).for_each(|(a, &b)| *a = f(*a, b));
-        }
-        odometer.advance();
-    }
-}
-
-/// `f` of two broadcast tensors of one type, in the memory of one of them where that is possible.
+/// `f` of two broadcast tensors of one type.
 fn combine<T: Element>(
     ctx: &EvalCtx<'_>,
-    mut a: Tensor,
-    mut b: Tensor,
-    f: impl Fn(T, T) -> T,
+    a: &Tensor,
+    b: &Tensor,
+    f: impl Fn(T, T) -> T + Sync,
 ) -> Result<Tensor, OpError> {
     let dims = broadcast(&[a.dims(), b.dims()])?;
-    if a.is_unique() && a.dims() == dims {
-        zip_assign(a.to_mut::<T>()?, &dims, &elements::<T>(&b)?, b.dims(), f);
-        return Ok(a);
-    }
-    if b.is_unique() && b.dims() == dims {
-        zip_assign(b.to_mut::<T>()?, &dims, &elements::<T>(&a)?, a.dims(), |b, a| f(a, b));
-        return Ok(b);
-    }
-    let (xa, xb) = (elements::<T>(&a)?, elements::<T>(&b)?);
-    ctx.pool.fill::<T>(dims.clone(), |out| {
-        zip((&xa, a.dims()), (&xb, b.dims()), &dims, out, f);
+    let (xa, xb) = (elements::<T>(a)?, elements::<T>(b)?);
+    ctx.pool.fill::<T>(dims, |y| {
+        broadcast_with(&xa, a.dims(), &xb, b.dims(), y, f);
         Ok(())
     })
 }
 
 /// The kernel's function of two broadcast `f32` tensors.
-pub(crate) fn kernel(ctx: &EvalCtx<'_>, a: &Tensor, b: &Tensor, op: BinaryOp) -> Result<Tensor, OpError> {
+pub(crate) fn kernel(
+    ctx: &EvalCtx<'_>,
+    a: &Tensor,
+    b: &Tensor,
+    op: BinaryOp,
+) -> Result<Tensor, OpError> {
     let dims = broadcast(&[a.dims(), b.dims()])?;
     let (xa, xb) = (elements::<f32>(a)?, elements::<f32>(b)?);
     ctx.pool.fill::<f32>(dims, |y| {
@@ -228,6 +137,7 @@ macro_rules! arithmetic {
             op_type: $op,
             domain: "",
             versions: &[7, 13, 14],
+            attrs: &[],
             infer: |ctx| infer_arithmetic(ctx, $sym),
             eval: |ctx, args| {
                 in_f32(ctx, args, |ctx, mut args| {
@@ -237,7 +147,7 @@ macro_rules! arithmetic {
                     }
                     by_type!(a.dtype(), T in [f64, i8, i16, i32, i64, u8, u16, u32, u64] => {
                         check_divisor::<T>($op, &b)?;
-                        Ok(vec![combine::<T>(ctx, a, b, Number::$method)?])
+                        Ok(vec![combine::<T>(ctx, &a, &b, Number::$method)?])
                     })
                 })
             },
@@ -254,6 +164,14 @@ fn check_divisor<T: Number>(op: &str, b: &Tensor) -> Result<(), OpError> {
     Ok(())
 }
 
+/// Numbers are divided towards 0, as the elements are; sizes are not negative.
+fn divided(a: &SymDim, b: &SymDim) -> SymDim {
+    match (a.as_known(), b.as_known()) {
+        (Some(a), Some(b)) => a.checked_div(b).map_or(SymDim::Unknown, SymDim::known),
+        _ => a.div(b),
+    }
+}
+
 arithmetic!(/// ONNX Add 7, 13 and 14.
     ADD: "Add", Add, add, TWO_ACTIVATIONS, Some(SymDim::add));
 arithmetic!(/// ONNX Sub 7, 13 and 14.
@@ -261,13 +179,14 @@ arithmetic!(/// ONNX Sub 7, 13 and 14.
 arithmetic!(/// ONNX Mul 7, 13 and 14.
     MUL: "Mul", Mul, mul, TWO_ACTIVATIONS, Some(SymDim::mul));
 arithmetic!(/// ONNX Div 7, 13 and 14.
-    DIV: "Div", Div, div, NO_INTEGER_FORM, Some(SymDim::div));
+    DIV: "Div", Div, div, NO_INTEGER_FORM, Some(divided));
 
-/// ONNX Mod 10 and 13.
+/// ONNX Mod 10, 13 and 28.
 pub(crate) static MOD: OpDef = OpDef {
     op_type: "Mod",
     domain: "",
-    versions: &[10, 13],
+    versions: &[10, 13, 28],
+    attrs: &["fmod"],
     infer: infer_broadcast,
     eval: |ctx, args| {
         let trunc = attr::flag(ctx.node, "fmod", false)?;
@@ -276,7 +195,7 @@ pub(crate) static MOD: OpDef = OpDef {
             by_type!(a.dtype(), T in [f32, f64, i8, i16, i32, i64, u8, u16, u32, u64] => {
                 check_divisor::<T>("Mod", &b)?;
                 let f = if trunc { T::rem_trunc } else { T::rem_floor };
-                Ok(vec![combine::<T>(ctx, a, b, f)?])
+                Ok(vec![combine::<T>(ctx, &a, &b, f)?])
             })
         })
     },
@@ -288,6 +207,7 @@ pub(crate) static POW: OpDef = OpDef {
     op_type: "Pow",
     domain: "",
     versions: &[7, 12, 13, 15],
+    attrs: &[],
     infer: infer_broadcast,
     eval: |ctx, args| in_f32(ctx, args, pow),
     role: NO_INTEGER_FORM,
@@ -303,8 +223,8 @@ fn pow(ctx: &EvalCtx<'_>, mut args: Args) -> Result<Vec<Tensor>, OpError> {
         let xa = elements::<A>(&a)?;
         by_type!(b.dtype(), B in [f32, f64, i8, i16, i32, i64, u8, u16, u32, u64] => {
             let xb = elements::<B>(&b)?;
-            let y = ctx.pool.fill::<A>(dims.clone(), |out| {
-                zip((&xa, a.dims()), (&xb, b.dims()), &dims, out, |a, b| Power::power(a, b.exponent()));
+            let y = ctx.pool.fill::<A>(dims, |out| {
+                broadcast_with(&xa, a.dims(), &xb, b.dims(), out, |a, b| Power::power(a, b.exponent()));
                 Ok(())
             })?;
             Ok(vec![y])
@@ -383,6 +303,7 @@ macro_rules! variadic {
             op_type: $op,
             domain: "",
             versions: &$versions,
+            attrs: &[],
             infer: infer_broadcast,
             eval: |ctx, args| {
                 in_f32(ctx, args, |ctx, mut args| {
@@ -395,7 +316,7 @@ macro_rules! variadic {
                     } else {
                         by_type!(sum.dtype(), T in [$($rust),*] => {
                             for i in 1..n {
-                                sum = combine::<T>(ctx, sum, args.take(i)?, $f)?;
+                                sum = combine::<T>(ctx, &sum, args.required(i)?, $f)?;
                             }
                             Ok(())
                         })?;
@@ -443,12 +364,12 @@ fn compare<T: Element>(
     ctx: &EvalCtx<'_>,
     a: &Tensor,
     b: &Tensor,
-    f: impl Fn(T, T) -> bool,
+    f: impl Fn(T, T) -> bool + Sync,
 ) -> Result<Vec<Tensor>, OpError> {
     let dims = broadcast(&[a.dims(), b.dims()])?;
     let (xa, xb) = (elements::<T>(a)?, elements::<T>(b)?);
-    let y = fill_bools(ctx, dims.clone(), |out| {
-        zip((&xa, a.dims()), (&xb, b.dims()), &dims, out, |a, b| u8::from(f(a, b)));
+    let y = fill_bools(ctx, dims, |out| {
+        broadcast_with(&xa, a.dims(), &xb, b.dims(), out, |a, b| u8::from(f(a, b)));
     })?;
     Ok(vec![y])
 }
@@ -460,6 +381,7 @@ macro_rules! comparison {
             op_type: $op,
             domain: "",
             versions: &$versions,
+            attrs: &[],
             infer: infer_comparison,
             eval: |ctx, args| {
                 in_f32(ctx, args, |ctx, args| {
@@ -493,12 +415,12 @@ fn logic(
     ctx: &EvalCtx<'_>,
     a: &Tensor,
     b: &Tensor,
-    f: impl Fn(bool, bool) -> bool,
+    f: impl Fn(bool, bool) -> bool + Sync,
 ) -> Result<Vec<Tensor>, OpError> {
     let dims = broadcast(&[a.dims(), b.dims()])?;
     let (xa, xb) = (bools(a)?, bools(b)?);
-    let y = fill_bools(ctx, dims.clone(), |out| {
-        zip((xa, a.dims()), (xb, b.dims()), &dims, out, |a, b| u8::from(f(a != 0, b != 0)));
+    let y = fill_bools(ctx, dims, |out| {
+        broadcast_with(xa, a.dims(), xb, b.dims(), out, |a: u8, b: u8| u8::from(f(a != 0, b != 0)));
     })?;
     Ok(vec![y])
 }
@@ -510,6 +432,7 @@ macro_rules! logical {
             op_type: $op,
             domain: "",
             versions: &[7],
+            attrs: &[],
             infer: infer_comparison,
             eval: |ctx, args| logic(ctx, args.required(0)?, args.required(1)?, $f),
             role: Role::Structural,
@@ -529,6 +452,7 @@ pub(crate) static PRELU: OpDef = OpDef {
     op_type: "PRelu",
     domain: "",
     versions: &[7, 9, 16],
+    attrs: &[],
     infer: crate::norm::same_as_first,
     eval: |ctx, args| {
         in_f32(ctx, args, |ctx, mut args| {
@@ -542,7 +466,7 @@ pub(crate) static PRELU: OpDef = OpDef {
             }
             Ok(vec![match x.dtype() {
                 DataType::Float => kernel(ctx, &x, &slope, BinaryOp::PRelu)?,
-                _ => combine::<f64>(ctx, x, slope, |x, slope| if x < 0.0 { slope * x } else { x })?,
+                _ => combine::<f64>(ctx, &x, &slope, |x, slope| if x < 0.0 { slope * x } else { x })?,
             }])
         })
     },
@@ -554,6 +478,7 @@ pub(crate) static WHERE: OpDef = OpDef {
     op_type: "Where",
     domain: "",
     versions: &[9, 16],
+    attrs: &[],
     infer: |ctx| {
         let dims = broadcast_inputs(ctx, 0..3)?;
         ctx.set(0, ctx.elem(1), dims);
@@ -566,7 +491,7 @@ pub(crate) static WHERE: OpDef = OpDef {
     },
 };
 
-fn select(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
+pub(crate) fn select(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     struct Select<'a> {
         condition: &'a [u8],
         out_dims: &'a [usize],
@@ -578,8 +503,11 @@ fn select(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
             let mut odometer = Odometer::new(self.out_dims, &[c, x, y]);
             for e in dst {
                 let [c, x, y] = odometer.offsets[..] else { unreachable!("three sets of strides") };
-                let chosen =
-                    if self.condition[c as usize] != 0 { &srcs[0][x as usize] } else { &srcs[1][y as usize] };
+                let chosen = if self.condition[c as usize] != 0 {
+                    &srcs[0][x as usize]
+                } else {
+                    &srcs[1][y as usize]
+                };
                 *e = chosen.clone();
                 odometer.advance();
             }

@@ -10,15 +10,16 @@ use crate::{
     typed::{bools, elements, unsupported_type},
 };
 
-/// ONNX Cast 6, 9, 13, 19, 21, 23, 24 and 25, without strings and 8-bit floats.
+/// ONNX Cast 6, 9, 13, 19, 21, 23, 24, 25 and 28, without strings and 8-bit floats.
 ///
-/// To a float type: to nearest, halves to even. From a float type to an integer type: towards zero; what the
-/// specification leaves undefined saturates, and NaN is 0. From an integer to a narrower one: the low bits. To `bool`:
-/// whether it is not zero.
+/// To a float type: to nearest, halves to even. From a float type to an integer type: towards zero; where the
+/// specification leaves the result undefined it saturates, except that types of 4 and 2 bits take the low bits, and
+/// NaN is 0. From an integer to a narrower one: the low bits. To `bool`: whether it is not zero.
 pub(crate) static CAST: OpDef = OpDef {
     op_type: "Cast",
     domain: "",
-    versions: &[6, 9, 13, 19, 21, 23, 24, 25],
+    versions: &[6, 9, 13, 19, 21, 23, 24, 25, 28],
+    attrs: &["round_mode", "saturate", "to"],
     infer: |ctx| {
         let to = type_attr(ctx.node, "to")?.ok_or(OpError::MissingAttr("to"))?;
         ctx.set(0, Some(to), ctx.dims(0).map(<[_]>::to_vec));
@@ -39,6 +40,7 @@ pub(crate) static CAST_LIKE: OpDef = OpDef {
     op_type: "CastLike",
     domain: "",
     versions: &[15, 19, 21, 23, 24, 25],
+    attrs: &["round_mode", "saturate"],
     infer: |ctx| {
         ctx.set(0, ctx.elem(1), ctx.dims(0).map(<[_]>::to_vec));
         Ok(())
@@ -51,7 +53,7 @@ pub(crate) static CAST_LIKE: OpDef = OpDef {
 };
 
 /// A type that can be cast from; the wide types hold every value of the others on their side.
-trait From1: Copy {
+trait Castable: Copy {
     fn to_f64(self) -> f64;
     fn to_f32(self) -> f32;
     /// Floats are cut towards zero and saturate.
@@ -64,7 +66,7 @@ trait From1: Copy {
 
 macro_rules! from_integer {
     ($($t:ty),*) => {$(
-        impl From1 for $t {
+        impl Castable for $t {
             fn to_f64(self) -> f64 { self as f64 }
             fn to_f32(self) -> f32 { self as f32 }
             fn to_i64(self) -> i64 { self as i64 }
@@ -77,7 +79,7 @@ macro_rules! from_integer {
 
 macro_rules! from_float {
     ($($t:ty),*) => {$(
-        impl From1 for $t {
+        impl Castable for $t {
             fn to_f64(self) -> f64 { f64::from(self) }
             fn to_f32(self) -> f32 { f64::from(self) as f32 }
             fn to_i64(self) -> i64 { f64::from(self) as i64 }
@@ -118,7 +120,7 @@ pub(crate) fn cast(ctx: &EvalCtx<'_>, x: Tensor, to: DataType) -> Result<Tensor,
     }
 }
 
-fn cast_from<S: From1>(
+fn cast_from<S: Castable>(
     ctx: &EvalCtx<'_>,
     src: &[S],
     dims: &[usize],
@@ -160,20 +162,11 @@ fn cast_from<S: From1>(
             let range = packing.range();
             let (lo, hi) = (i64::from(range.qmin()), i64::from(range.qmax()));
             let n = hi - lo + 1;
-            // Floats are rounded to nearest even for these types.
-            let wrapped = |s: S| (s.to_narrow_even(lo, hi) - lo).rem_euclid(n) + lo;
+            // Low bits for floats too, as onnx's reference does.
+            let wrapped = |s: S| (s.to_i64().wrapping_sub(lo)).rem_euclid(n) + lo;
             let codes: Vec<i8> = src.iter().map(|&s| wrapped(s) as i8).collect();
             let bytes = packing.pack(&codes).map_err(|err| OpError::Invalid(err.to_string()))?;
             Ok(Tensor::from_bytes(to, dims.to_vec(), bytes.into())?)
         }
     }
 }
-
-/// What types of less than a byte do with a float.
-trait NarrowEven: From1 {
-    fn to_narrow_even(self, lo: i64, hi: i64) -> i64 {
-        self.to_narrow(lo, hi)
-    }
-}
-
-impl<S: From1> NarrowEven for S {}

@@ -17,6 +17,16 @@ pub(crate) static CONSTANT: OpDef = OpDef {
     op_type: "Constant",
     domain: "",
     versions: &[1, 9, 11, 12, 13, 19, 21, 23, 24, 25],
+    attrs: &[
+        "sparse_value",
+        "value",
+        "value_float",
+        "value_floats",
+        "value_int",
+        "value_ints",
+        "value_string",
+        "value_strings",
+    ],
     infer: |ctx| {
         let tensor = constant_value(ctx.node)?;
         ctx.set_constant(0, &tensor);
@@ -31,7 +41,10 @@ pub(crate) static CONSTANT: OpDef = OpDef {
 /// Fails for a sparse tensor, and where not exactly one of the `value` attributes is there.
 pub fn constant_value(node: &Node) -> Result<Tensor, OpError> {
     let [attr] = node.attrs.as_slice() else {
-        return Err(OpError::Invalid(format!("{} attributes where one gives the value", node.attrs.len())));
+        return Err(OpError::Invalid(format!(
+            "{} attributes where one gives the value",
+            node.attrs.len()
+        )));
     };
     let wrong_kind = || OpError::Invalid(format!("attribute `{}` is of another kind", attr.name));
     Ok(match (attr.name.as_str(), &attr.value) {
@@ -40,10 +53,14 @@ pub fn constant_value(node: &Node) -> Result<Tensor, OpError> {
         ("value_floats", AttrValue::Floats(floats)) => Tensor::vector(floats),
         ("value_int", &AttrValue::Int(i)) => Tensor::scalar(i),
         ("value_ints", AttrValue::Ints(ints)) => Tensor::vector(ints),
-        ("value_string", AttrValue::String(s)) => Tensor::from_strings(Vec::new(), vec![s.clone()])?,
+        ("value_string", AttrValue::String(s)) => {
+            Tensor::from_strings(Vec::new(), vec![s.clone()])?
+        }
         ("value_strings", AttrValue::Strings(s)) => Tensor::from_strings(vec![s.len()], s.clone())?,
         ("sparse_value", _) => return Err(OpError::Unsupported("a sparse constant".to_owned())),
-        ("value" | "value_float" | "value_floats" | "value_int" | "value_ints", _) => return Err(wrong_kind()),
+        ("value" | "value_float" | "value_floats" | "value_int" | "value_ints", _) => {
+            return Err(wrong_kind());
+        }
         ("value_string" | "value_strings", _) => return Err(wrong_kind()),
         (other, _) => return Err(OpError::Invalid(format!("attribute `{other}` is not known"))),
     })
@@ -54,6 +71,7 @@ pub(crate) static CONSTANT_OF_SHAPE: OpDef = OpDef {
     op_type: "ConstantOfShape",
     domain: "",
     versions: &[9, 20, 21, 23, 24, 25],
+    attrs: &["value"],
     infer: |ctx| {
         let value = fill_value(ctx.node)?;
         let dims = match (ctx.value(0), ctx.dims(0)) {
@@ -103,6 +121,7 @@ pub(crate) static SHAPE: OpDef = OpDef {
     op_type: "Shape",
     domain: "",
     versions: &[1, 13, 15, 19, 21, 23, 24, 25],
+    attrs: &["end", "start"],
     infer: |ctx| {
         let dims = match ctx.dims(0) {
             Some(dims) => Some(dims[shape_range(ctx.node, dims.len())?].to_vec()),
@@ -136,6 +155,7 @@ pub(crate) static SIZE: OpDef = OpDef {
     op_type: "Size",
     domain: "",
     versions: &[1, 13, 19, 21, 23, 24, 25],
+    attrs: &[],
     infer: |ctx| {
         let n = ctx.dims(0).map(|dims| dims.iter().fold(SymDim::known(1), |n, d| n.mul(d)));
         ctx.set(0, Some(DataType::Int64), Some(Vec::new()));
@@ -146,11 +166,12 @@ pub(crate) static SIZE: OpDef = OpDef {
     role: Role::Structural,
 };
 
-/// ONNX Range 11.
+/// ONNX Range 11 and 27.
 pub(crate) static RANGE: OpDef = OpDef {
     op_type: "Range",
     domain: "",
-    versions: &[11],
+    versions: &[11, 27],
+    attrs: &["stash_type"],
     infer: infer_range,
     eval: |ctx, args| {
         let [start, limit, delta] = [args.required(0)?, args.required(1)?, args.required(2)?];
@@ -185,20 +206,24 @@ fn infer_range(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
     let one = |i: usize| ctx.value(i).filter(|v| v.len() == 1).map(|mut v| v.remove(0));
     let mut value = None;
     let n = match (one(0), one(1), one(2)) {
-        (Some(start), Some(limit), Some(delta)) => match (start.as_known(), limit.as_known(), delta.as_known()) {
-            (_, _, Some(0)) => return Err(OpError::Invalid("a range with a step of 0".to_owned())),
-            (Some(start), Some(limit), Some(delta)) => {
-                let n = ((limit as f64 - start as f64) / delta as f64).ceil().max(0.0) as i64;
-                if n <= 64 {
-                    value = Some((0..n).map(|i| SymDim::known(start + i * delta)).collect());
+        (Some(start), Some(limit), Some(delta)) => {
+            match (start.as_known(), limit.as_known(), delta.as_known()) {
+                (_, _, Some(0)) => {
+                    return Err(OpError::Invalid("a range with a step of 0".to_owned()));
                 }
-                SymDim::known(n)
+                (Some(start), Some(limit), Some(delta)) => {
+                    let n = ((limit as f64 - start as f64) / delta as f64).ceil().max(0.0) as i64;
+                    if n <= 64 {
+                        value = Some((0..n).map(|i| SymDim::known(start + i * delta)).collect());
+                    }
+                    SymDim::known(n)
+                }
+                // Counts down from nothing, or up to a size: both are sizes.
+                (Some(0), None, Some(1)) => limit,
+                (_, _, Some(1)) => limit.sub(&start),
+                _ => SymDim::Unknown,
             }
-            // Counts down from nothing, or up to a size: both are sizes.
-            (Some(0), None, Some(1)) => limit,
-            (_, _, Some(1)) => limit.sub(&start),
-            _ => SymDim::Unknown,
-        },
+        }
         _ => SymDim::Unknown,
     };
     ctx.set(0, ctx.elem(0), Some(vec![n]));

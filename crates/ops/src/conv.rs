@@ -21,6 +21,7 @@ pub(crate) static CONV: OpDef = OpDef {
     op_type: "Conv",
     domain: "",
     versions: &[1, 11, 22],
+    attrs: &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],
     infer: |ctx| infer_conv(ctx, ctx.elem(0)),
     eval: |ctx, args| in_f32(ctx, args, conv),
     role: Role::Quantized {
@@ -38,6 +39,16 @@ pub(crate) static CONV_TRANSPOSE: OpDef = OpDef {
     op_type: "ConvTranspose",
     domain: "",
     versions: &[1, 11, 22],
+    attrs: &[
+        "auto_pad",
+        "dilations",
+        "group",
+        "kernel_shape",
+        "output_padding",
+        "output_shape",
+        "pads",
+        "strides",
+    ],
     infer: infer_conv_transpose,
     eval: |ctx, args| in_f32(ctx, args, conv_transpose),
     role: Role::Quantized {
@@ -64,11 +75,16 @@ impl ConvSizes {
     /// From the attributes and the sizes of `x` (N, C, spatial) and `w` (M, C / group, kernel).
     pub(crate) fn read(node: &Node, x: &[usize], w: &[usize]) -> Result<Self, OpError> {
         if x.len() < 3 || w.len() != x.len() {
-            return Err(OpError::Invalid(format!("a convolution of sizes {x:?} with weights of sizes {w:?}")));
+            return Err(OpError::Invalid(format!(
+                "a convolution of sizes {x:?} with weights of sizes {w:?}"
+            )));
         }
         let groups = attr::size(node, "group", 1)?;
         let (in_channels, out_channels) = (x[1], w[0]);
-        if groups == 0 || out_channels % groups != 0 || w[1].checked_mul(groups) != Some(in_channels) {
+        if groups == 0
+            || out_channels % groups != 0
+            || w[1].checked_mul(groups) != Some(in_channels)
+        {
             return Err(OpError::Invalid(format!(
                 "{in_channels} input channels do not fit {groups} groups of weights of sizes {w:?}"
             )));
@@ -106,9 +122,9 @@ impl ConvSizes {
 /// The kernel's sizes, which the attribute may repeat.
 fn kernel_shape(node: &Node, of_weights: &[usize]) -> Result<Vec<usize>, OpError> {
     match attr::sizes(node, "kernel_shape")? {
-        Some(shape) if !shape.is_empty() && shape != of_weights => {
-            Err(OpError::Invalid(format!("`kernel_shape` is {shape:?}, the weights' is {of_weights:?}")))
-        }
+        Some(shape) if !shape.is_empty() && shape != of_weights => Err(OpError::Invalid(format!(
+            "`kernel_shape` is {shape:?}, the weights' is {of_weights:?}"
+        ))),
         _ => Ok(of_weights.to_vec()),
     }
 }
@@ -132,7 +148,9 @@ pub(crate) fn infer_conv_of(
                 _ => known(&w[2..]),
             };
             let spatial = match kernel {
-                Some(kernel) => WindowAttrs::read(ctx.node, kernel.len())?.infer(&x[2..], &kernel)?,
+                Some(kernel) => {
+                    WindowAttrs::read(ctx.node, kernel.len())?.infer(&x[2..], &kernel)?
+                }
                 None => vec![SymDim::Unknown; x.len() - 2],
             };
             Some([&head[..], &spatial].concat())
@@ -179,7 +197,10 @@ fn conv(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
 }
 
 /// Arithmetic that a convolution is defined in.
-pub(crate) trait Ring: Copy + Default + Add<Output = Self> + Mul<Output = Self> + AddAssign {}
+pub(crate) trait Ring:
+    Copy + Default + Add<Output = Self> + Mul<Output = Self> + AddAssign
+{
+}
 impl<T: Copy + Default + Add<Output = T> + Mul<Output = T> + AddAssign> Ring for T {}
 
 /// The definition, over any arithmetic: rows of the output gather scaled rows of the input.
@@ -191,7 +212,8 @@ pub(crate) fn conv_direct<T: Ring>(
     y: &mut [T],
 ) -> Result<(), OpError> {
     let win = sizes.window.to_3d()?;
-    let (x_plane, y_plane) = (win.input.iter().product::<usize>(), win.out.iter().product::<usize>());
+    let (x_plane, y_plane) =
+        (win.input.iter().product::<usize>(), win.out.iter().product::<usize>());
     let taps = win.kernel.iter().product::<usize>();
     let in_per_group = sizes.in_channels / sizes.groups;
     let out_per_group = sizes.out_channels / sizes.groups;
@@ -253,7 +275,9 @@ fn transpose_window(
     let extra = attr::sizes(node, "output_padding")?.unwrap_or_else(|| vec![0; rank]);
     let wanted = attr::sizes(node, "output_shape")?.filter(|s| !s.is_empty());
     if extra.len() != rank || wanted.as_ref().is_some_and(|w| w.len() != rank) {
-        return Err(OpError::Invalid("`output_padding` or `output_shape` has another rank".to_owned()));
+        return Err(OpError::Invalid(
+            "`output_padding` or `output_shape` has another rank".to_owned(),
+        ));
     }
     let mut out = vec![0; rank];
     for d in 0..rank {
@@ -273,7 +297,8 @@ fn transpose_window(
                 out[d] = wanted.as_ref().map_or(input[d] * attrs.strides[d], |w| w[d]);
                 let total = full.saturating_sub(out[d]);
                 let less = total / 2;
-                attrs.begin[d] = if attrs.auto_pad == AutoPad::SameUpper { less } else { total - less };
+                attrs.begin[d] =
+                    if attrs.auto_pad == AutoPad::SameUpper { less } else { total - less };
                 attrs.end[d] = total - attrs.begin[d];
             }
         }
@@ -289,7 +314,9 @@ fn infer_conv_transpose(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
             for d in 2..x.len() {
                 let sizes = (known(&x[2..]), known(&w[2..]));
                 dims.push(match sizes {
-                    (Some(x), Some(w)) => SymDim::known(transpose_window(ctx.node, &x, &w)?.1[d - 2] as i64),
+                    (Some(x), Some(w)) => {
+                        SymDim::known(transpose_window(ctx.node, &x, &w)?.1[d - 2] as i64)
+                    }
                     _ => SymDim::Unknown,
                 });
             }
@@ -305,7 +332,8 @@ fn conv_transpose(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError>
     let (x, w, bias) = (args.required(0)?, args.required(1)?, args.get(2));
     let (xd, wd) = (x.dims(), w.dims());
     let groups = attr::size(ctx.node, "group", 1)?;
-    if xd.len() < 3 || wd.len() != xd.len() || wd[0] != xd[1] || groups == 0 || xd[1] % groups != 0 {
+    if xd.len() < 3 || wd.len() != xd.len() || wd[0] != xd[1] || groups == 0 || xd[1] % groups != 0
+    {
         return Err(OpError::Invalid(format!(
             "a transposed convolution of sizes {xd:?} with weights of sizes {wd:?} in {groups} groups"
         )));
@@ -346,7 +374,8 @@ fn scatter<T: Element + Ring>(
     win: &Window,
     y: &mut [T],
 ) {
-    let (x_plane, y_plane) = (win.out.iter().product::<usize>(), win.input.iter().product::<usize>());
+    let (x_plane, y_plane) =
+        (win.out.iter().product::<usize>(), win.input.iter().product::<usize>());
     let taps = win.kernel.iter().product::<usize>();
     if y_plane == 0 {
         return;
@@ -371,7 +400,8 @@ fn scatter_plane<T: Ring>(x: &[T], w: &[T], win: &Window, y: &mut [T]) {
         for oh in 0..win.out[1] {
             for ow in 0..win.out[2] {
                 let &x = x.next().expect("one element per position");
-                let ((kd, d), (kh, h), (kw, col)) = (win.taps(0, od), win.taps(1, oh), win.taps(2, ow));
+                let ((kd, d), (kh, h), (kw, col)) =
+                    (win.taps(0, od), win.taps(1, oh), win.taps(2, ow));
                 for kd_i in kd.clone() {
                     let yd = d + (kd_i - kd.start) * win.dilations[0];
                     for kh_i in kh.clone() {

@@ -17,6 +17,9 @@ pub struct OpDef {
     /// The operator set versions in which the specification changed it, ascending; the first is the oldest that
     /// `eval` and `infer` know. A model that imports a version past the last uses the last.
     pub versions: &'static [i64],
+    /// The attributes that some of these versions have. [`OpDef::check`] refuses others: a later version may have
+    /// added one that changes the result.
+    pub attrs: &'static [&'static str],
     /// Types (and values of shape tensors) of the outputs from those of the inputs. Leaves unknown what it cannot
     /// tell; an error is a contradiction in the model.
     pub infer: fn(&mut InferCtx<'_>) -> Result<(), OpError>,
@@ -24,6 +27,23 @@ pub struct OpDef {
     pub eval: fn(&EvalCtx<'_>, Args) -> Result<Vec<Tensor>, OpError>,
     /// How a quantizer treats it.
     pub role: Role,
+}
+
+impl OpDef {
+    /// Whether `eval` and `infer` know this node's version of the operator and all of its attributes. What an
+    /// attribute's value asks for is checked when it is evaluated.
+    pub fn check(&self, node: &Node, opset: i64) -> Result<(), OpError> {
+        let oldest = self.versions.first().copied().unwrap_or(1);
+        if opset < oldest {
+            return Err(OpError::Unsupported(format!(
+                "version {opset} of the operator set (before {oldest})"
+            )));
+        }
+        match node.attrs.iter().find(|attr| !self.attrs.contains(&attr.name.as_str())) {
+            Some(attr) => Err(OpError::Unsupported(format!("attribute `{}`", attr.name))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How a quantizer treats an operator.

@@ -129,7 +129,8 @@ impl Pool {
     /// A tensor whose elements are whatever the memory held before: the caller writes every one.
     pub fn tensor(&self, dtype: DataType, dims: Vec<usize>) -> Result<Tensor, OpError> {
         let n = midtread_graph::tensor::n_elements(&dims)?;
-        let n_bytes = dtype.n_bytes(n).ok_or_else(|| TensorError::TooLarge { dims: dims.clone() })?;
+        let n_bytes =
+            dtype.n_bytes(n).ok_or_else(|| TensorError::TooLarge { dims: dims.clone() })?;
         if self.max_tensor.load(Ordering::Relaxed) < n_bytes {
             return Err(OpError::Memory { needed: n_bytes });
         }
@@ -140,7 +141,8 @@ impl Pool {
             .min_by_key(|&i| free[i].capacity());
         let buf = best.and_then(|i| free.remove(i));
         drop(free);
-        let buf = buf.and_then(|b| b.reuse(n_bytes).ok()).unwrap_or_else(|| AlignedBuf::zeroed(n_bytes));
+        let buf =
+            buf.and_then(|b| b.reuse(n_bytes).ok()).unwrap_or_else(|| AlignedBuf::zeroed(n_bytes));
         let home: Weak<FreeList> = Arc::downgrade(&self.free);
         Ok(Tensor::from_buf(dtype, dims, buf.with_home(home))?)
     }

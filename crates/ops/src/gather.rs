@@ -19,6 +19,7 @@ pub(crate) static GATHER: OpDef = OpDef {
     op_type: "Gather",
     domain: "",
     versions: &[1, 11, 13],
+    attrs: &["axis"],
     infer: infer_gather,
     eval: gather,
     role: Role::Quantized {
@@ -77,7 +78,8 @@ fn gather(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let axis = normalize_axis(attr::int(ctx.node, "axis", 0)?, data.dims().len())?;
     let n = data.dims()[axis];
     let dims = [&data.dims()[..axis], at.dims(), &data.dims()[axis + 1..]].concat();
-    let how = Rows { at: in_bounds(&indices(at)?, n)?, n, inner: product(&data.dims()[axis + 1..]) };
+    let how =
+        Rows { at: in_bounds(&indices(at)?, n)?, n, inner: product(&data.dims()[axis + 1..]) };
     Ok(vec![moved(ctx, &[data], dims, &how)?])
 }
 
@@ -100,6 +102,7 @@ pub(crate) static GATHER_ELEMENTS: OpDef = OpDef {
     op_type: "GatherElements",
     domain: "",
     versions: &[11, 13],
+    attrs: &["axis"],
     infer: |ctx| {
         ctx.set(0, ctx.elem(0), ctx.dims(1).map(<[_]>::to_vec));
         Ok(())
@@ -127,8 +130,14 @@ fn gather_elements(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError
     let (data, at) = (args.required(0)?, args.required(1)?);
     let axis = normalize_axis(attr::int(ctx.node, "axis", 0)?, data.dims().len())?;
     let fits = |(i, (&d, &a)): (usize, (&usize, &usize))| i == axis || a <= d;
-    if data.dims().len() != at.dims().len() || !data.dims().iter().zip(at.dims()).enumerate().all(fits) {
-        return Err(OpError::Invalid(format!("indices of sizes {:?} into {:?}", at.dims(), data.dims())));
+    if data.dims().len() != at.dims().len()
+        || !data.dims().iter().zip(at.dims()).enumerate().all(fits)
+    {
+        return Err(OpError::Invalid(format!(
+            "indices of sizes {:?} into {:?}",
+            at.dims(),
+            data.dims()
+        )));
     }
     let positions = in_bounds(&indices(at)?, data.dims()[axis])?;
     let own = strides(data.dims());
@@ -148,6 +157,7 @@ pub(crate) static GATHER_ND: OpDef = OpDef {
     op_type: "GatherND",
     domain: "",
     versions: &[11, 12, 13],
+    attrs: &["batch_dims"],
     infer: |ctx| {
         let batch = attr::size(ctx.node, "batch_dims", 0)?;
         let dims = match (ctx.dims(0), ctx.dims(1)) {
@@ -180,7 +190,11 @@ fn gather_nd(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let (data, at) = (args.required(0)?, args.required(1)?);
     let batch = attr::size(ctx.node, "batch_dims", 0)?;
     let refused = || {
-        OpError::Invalid(format!("indices of sizes {:?} into {:?} with {batch} batches", at.dims(), data.dims()))
+        OpError::Invalid(format!(
+            "indices of sizes {:?} into {:?} with {batch} batches",
+            at.dims(),
+            data.dims()
+        ))
     };
     let (&depth, head) = at.dims().split_last().ok_or_else(refused)?;
     let rest = data.dims().get(batch + depth..).ok_or_else(refused)?;
@@ -207,6 +221,7 @@ pub(crate) static CONCAT: OpDef = OpDef {
     op_type: "Concat",
     domain: "",
     versions: &[4, 11, 13],
+    attrs: &["axis"],
     infer: infer_concat,
     eval: concat,
     role: Role::Quantized { inputs: &[InputRole::Activation], output: OutputRole::AllSame },
@@ -278,10 +293,14 @@ pub(crate) fn concat(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpErr
     let first = srcs.first().ok_or(OpError::MissingInput(0))?.dims();
     let axis = concat_axis(ctx.node, first.len())?;
     let same = |t: &&Tensor| {
-        t.dims().len() == first.len() && (0..first.len()).all(|d| d == axis || t.dims()[d] == first[d])
+        t.dims().len() == first.len()
+            && (0..first.len()).all(|d| d == axis || t.dims()[d] == first[d])
     };
     if let Some(other) = srcs.iter().find(|t| !same(t)) {
-        return Err(OpError::Invalid(format!("sizes {first:?} and {:?} along axis {axis}", other.dims())));
+        return Err(OpError::Invalid(format!(
+            "sizes {first:?} and {:?} along axis {axis}",
+            other.dims()
+        )));
     }
     let mut dims = first.to_vec();
     dims[axis] = srcs.iter().map(|t| t.dims()[axis]).sum();
@@ -294,6 +313,7 @@ pub(crate) static SPLIT: OpDef = OpDef {
     op_type: "Split",
     domain: "",
     versions: &[2, 11, 13, 18],
+    attrs: &["axis", "num_outputs", "split"],
     infer: infer_split,
     eval: split,
     role: MOVES,
@@ -310,7 +330,9 @@ fn split_sizes(
     if let Some(wanted) = wanted {
         let sizes = crate::layout::to_sizes(&wanted)?;
         if sizes.iter().sum::<usize>() != n || sizes.len() != parts {
-            return Err(OpError::Invalid(format!("{n} entries in {parts} parts of sizes {sizes:?}")));
+            return Err(OpError::Invalid(format!(
+                "{n} entries in {parts} parts of sizes {sizes:?}"
+            )));
         }
         return Ok(sizes);
     }
@@ -366,8 +388,11 @@ fn split(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
         .map(|size| {
             let mut dims = x.dims().to_vec();
             dims[axis] = size;
-            let view =
-                View { dims: dims.clone(), strides: own.clone(), offset: start * own[axis] as usize };
+            let view = View {
+                dims: dims.clone(),
+                strides: own.clone(),
+                offset: start * own[axis] as usize,
+            };
             start += size;
             moved(ctx, &[x], dims, &view)
         })
@@ -379,6 +404,7 @@ pub(crate) static SLICE: OpDef = OpDef {
     op_type: "Slice",
     domain: "",
     versions: &[1, 10, 11, 13],
+    attrs: &["axes", "ends", "starts"],
     infer: infer_slice,
     eval: slice,
     role: MOVES,
@@ -463,12 +489,18 @@ fn infer_slice(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
     let old = ctx.opset < 10;
     let list = |i: usize, name: &'static str| -> Result<Option<Vec<SymDim>>, OpError> {
         if old {
-            return Ok(attr::ints(ctx.node, name)?.map(|l| l.iter().map(|&i| SymDim::known(i)).collect()));
+            return Ok(
+                attr::ints(ctx.node, name)?.map(|l| l.iter().map(|&i| SymDim::known(i)).collect())
+            );
         }
         Ok(ctx.value(i))
     };
-    let absent = |i: usize, name: &str| if old { ctx.node.attr(name).is_none() } else { ctx.input(i).is_none() };
-    let numbers = |list: Option<Vec<SymDim>>| -> Option<Vec<i64>> { list?.iter().map(SymDim::as_known).collect() };
+    let absent = |i: usize, name: &str| {
+        if old { ctx.node.attr(name).is_none() } else { ctx.input(i).is_none() }
+    };
+    let numbers = |list: Option<Vec<SymDim>>| -> Option<Vec<i64>> {
+        list?.iter().map(SymDim::as_known).collect()
+    };
     let (starts, ends) = (list(1, "starts")?, list(2, "ends")?);
     let axes = numbers(list(3, "axes")?);
     let steps = numbers(list(4, "steps")?);
@@ -489,7 +521,9 @@ fn infer_slice(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
         let step = steps.as_ref().and_then(|s| s.get(i)).copied();
         let size = known(&dims[axis..=axis]).map(|s| s[0]);
         out[axis] = match (start.as_ref().and_then(SymDim::as_known), &end, step, size) {
-            (Some(start), Some(end), Some(step), Some(size)) if end.as_known().is_some() && step != 0 => {
+            (Some(start), Some(end), Some(step), Some(size))
+                if end.as_known().is_some() && step != 0 =>
+            {
                 let cut = Cut { axis, start, end: end.as_known().unwrap_or(0), step };
                 let (first, count) = cut.over(size);
                 only = Some((first, count, step));
@@ -532,6 +566,7 @@ pub(crate) static PAD: OpDef = OpDef {
     op_type: "Pad",
     domain: "",
     versions: &[2, 11, 13, 18, 19, 21, 23, 24, 25],
+    attrs: &["mode", "pads", "value"],
     infer: infer_pad,
     eval: pad,
     // A constant other than 0 may lie outside the input's range, so the output has its own.
@@ -647,6 +682,7 @@ pub(crate) static TRILU: OpDef = OpDef {
     op_type: "Trilu",
     domain: "",
     versions: &[14],
+    attrs: &["upper"],
     infer: same_as_first,
     eval: trilu,
     role: Role::Structural,
@@ -680,13 +716,15 @@ fn trilu(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     Ok(vec![moved(ctx, &[x, &zero], x.dims().to_vec(), &how)?])
 }
 
-/// ONNX OneHot 9 and 11.
+/// ONNX OneHot 9, 11 and 28.
 pub(crate) static ONE_HOT: OpDef = OpDef {
     op_type: "OneHot",
     domain: "",
-    versions: &[9, 11],
+    versions: &[9, 11, 28],
+    attrs: &["axis"],
     infer: |ctx| {
-        let depth = ctx.value(1).filter(|v| v.len() == 1).map_or(SymDim::Unknown, |mut v| v.remove(0));
+        let depth =
+            ctx.value(1).filter(|v| v.len() == 1).map_or(SymDim::Unknown, |mut v| v.remove(0));
         let dims = match ctx.dims(0) {
             Some(dims) => {
                 let mut dims = dims.to_vec();
@@ -721,7 +759,8 @@ fn one_hot(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
             dst.fill(off.clone());
             for (i, class) in self.class.iter().enumerate() {
                 if let Some(class) = class {
-                    dst[(i / self.inner * self.depth + class) * self.inner + i % self.inner] = on.clone();
+                    dst[(i / self.inner * self.depth + class) * self.inner + i % self.inner] =
+                        on.clone();
                 }
             }
             Ok(())
@@ -730,7 +769,9 @@ fn one_hot(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let (at, values) = (args.required(0)?, args.required(2)?);
     let depth = integers(ctx, args.required(1)?)?;
     let ([depth], 2) = (&depth[..], values.len()) else {
-        return Err(OpError::Invalid("the depth is not one number or the values are not two".to_owned()));
+        return Err(OpError::Invalid(
+            "the depth is not one number or the values are not two".to_owned(),
+        ));
     };
     let axis = normalize_axis(attr::int(ctx.node, "axis", -1)?, at.dims().len() + 1)?;
     let mut dims = at.dims().to_vec();
@@ -753,6 +794,7 @@ pub(crate) static NON_ZERO: OpDef = OpDef {
     op_type: "NonZero",
     domain: "",
     versions: &[9, 13],
+    attrs: &[],
     infer: |ctx| {
         let rank = ctx.rank(0).map_or(SymDim::Unknown, |r| SymDim::known(r as i64));
         let n = ctx.fresh_symbol();
@@ -773,11 +815,12 @@ pub(crate) static NON_ZERO: OpDef = OpDef {
     role: Role::Structural,
 };
 
-/// Which elements of an order are flipped. ONNX ReverseSequence 10.
+/// Which elements of an order are flipped. ONNX ReverseSequence 10 and 28.
 pub(crate) static REVERSE_SEQUENCE: OpDef = OpDef {
     op_type: "ReverseSequence",
     domain: "",
-    versions: &[10],
+    versions: &[10, 28],
+    attrs: &["batch_axis", "time_axis"],
     infer: same_as_first,
     eval: |ctx, args| {
         let x = args.required(0)?;
@@ -785,7 +828,11 @@ pub(crate) static REVERSE_SEQUENCE: OpDef = OpDef {
         let batch = attr::size(ctx.node, "batch_axis", 1)?;
         let lens = indices(args.required(1)?)?;
         if x.dims().len() < 2 || time + batch != 1 || lens.len() != x.dims()[batch] {
-            return Err(OpError::Invalid(format!("{} lengths of sizes {:?}", lens.len(), x.dims())));
+            return Err(OpError::Invalid(format!(
+                "{} lengths of sizes {:?}",
+                lens.len(),
+                x.dims()
+            )));
         }
         let own = strides(x.dims());
         let none = vec![0; x.dims().len()];
@@ -808,6 +855,7 @@ pub(crate) static SCATTER_ELEMENTS: OpDef = OpDef {
     op_type: "ScatterElements",
     domain: "",
     versions: &[11, 13, 16, 18],
+    attrs: &["axis", "reduction"],
     infer: same_as_first,
     eval: |ctx, args| {
         struct Scatter(Vec<usize>);
@@ -828,7 +876,11 @@ pub(crate) static SCATTER_ELEMENTS: OpDef = OpDef {
         check_type(updates, data.dtype())?;
         let axis = normalize_axis(attr::int(ctx.node, "axis", 0)?, data.dims().len())?;
         if updates.dims() != at.dims() || at.dims().len() != data.dims().len() {
-            return Err(OpError::Invalid(format!("updates {:?} at {:?}", updates.dims(), at.dims())));
+            return Err(OpError::Invalid(format!(
+                "updates {:?} at {:?}",
+                updates.dims(),
+                at.dims()
+            )));
         }
         let positions = in_bounds(&indices(at)?, data.dims()[axis])?;
         let own = strides(data.dims());
@@ -846,12 +898,25 @@ pub(crate) static SCATTER_ELEMENTS: OpDef = OpDef {
     role: crate::unary::NO_INTEGER_FORM,
 };
 
-/// ONNX Resize 10, 11, 13, 18 and 19: nearest and linear, every coordinate transformation but `tf_crop_and_resize`
-/// and `half_pixel_symmetric`.
+/// ONNX Resize 10, 11, 13, 18 and 19: nearest and linear, every coordinate transformation but `tf_crop_and_resize`.
+///
+/// `align_corners` divides by the output's size, which is a whole number, as ONNX Runtime does; onnx's reference
+/// divides by the scaled size before it is rounded.
 pub(crate) static RESIZE: OpDef = OpDef {
     op_type: "Resize",
     domain: "",
     versions: &[10, 11, 13, 18, 19],
+    attrs: &[
+        "antialias",
+        "axes",
+        "coordinate_transformation_mode",
+        "cubic_coeff_a",
+        "exclude_outside",
+        "extrapolation_value",
+        "keep_aspect_ratio_policy",
+        "mode",
+        "nearest_mode",
+    ],
     infer: infer_resize,
     eval: resize,
     role: MOVES,
@@ -862,6 +927,7 @@ pub(crate) static UPSAMPLE: OpDef = OpDef {
     op_type: "Upsample",
     domain: "",
     versions: &[7, 9],
+    attrs: &["mode", "scales"],
     infer: infer_resize,
     eval: resize,
     role: MOVES,
@@ -896,7 +962,10 @@ fn infer_resize(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
     Ok(())
 }
 
-fn attr_floats(node: &midtread_graph::Node, name: &'static str) -> Result<Option<Vec<f32>>, OpError> {
+fn attr_floats(
+    node: &midtread_graph::Node,
+    name: &'static str,
+) -> Result<Option<Vec<f32>>, OpError> {
     match node.attr(name) {
         None => Ok(None),
         Some(midtread_graph::AttrValue::Floats(floats)) => Ok(Some(floats.clone())),
@@ -920,15 +989,19 @@ fn resize(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     // Before version 11, and in Upsample, positions are only scaled, and nearest is the one below.
     let old = upsample || ctx.opset < 11;
     let transform =
-        own("coordinate_transformation_mode", if old { "asymmetric" } else { "half_pixel" })?.to_owned();
-    let nearest_mode = own("nearest_mode", if old { "floor" } else { "round_prefer_floor" })?.to_owned();
+        own("coordinate_transformation_mode", if old { "asymmetric" } else { "half_pixel" })?
+            .to_owned();
+    let nearest_mode =
+        own("nearest_mode", if old { "floor" } else { "round_prefer_floor" })?.to_owned();
     let axes = match attr::ints(node, "axes")? {
         Some(axes) => normalize_axes(axes, x.dims().len())?,
         None => (0..x.dims().len()).collect(),
     };
     let scales = match attr_floats(node, "scales")? {
         Some(scales) => Some(scales),
-        None => args.get(scales_at).filter(|t| !t.is_empty()).map(|t| t.to_vec::<f32>()).transpose()?,
+        None => {
+            args.get(scales_at).filter(|t| !t.is_empty()).map(|t| t.to_vec::<f32>()).transpose()?
+        }
     };
     let sizes = args.get(sizes_at).filter(|t| !t.is_empty()).map(indices).transpose()?;
     let mut dims = x.dims().to_vec();
@@ -954,10 +1027,29 @@ fn resize(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
             _ if scale == 1.0 && n == out => i,
             "asymmetric" => i / scale,
             "half_pixel" => (i + 0.5) / scale - 0.5,
-            "pytorch_half_pixel" => if 1.0 < out { (i + 0.5) / scale - 0.5 } else { 0.0 },
-            "align_corners" => if out == 1.0 { 0.0 } else { i * (n - 1.0) / (out - 1.0) },
+            "half_pixel_symmetric" => {
+                // The input's middle and the output's coincide although the size was rounded down.
+                n / 2.0 * (1.0 - out / (scale * n)) + (i + 0.5) / scale - 0.5
+            }
+            "tf_half_pixel_for_nn" => (i + 0.5) / scale,
+            "pytorch_half_pixel" => {
+                if 1.0 < out {
+                    (i + 0.5) / scale - 0.5
+                } else {
+                    0.0
+                }
+            }
+            "align_corners" => {
+                if out == 1.0 {
+                    0.0
+                } else {
+                    i * (n - 1.0) / (out - 1.0)
+                }
+            }
             other => {
-                return Err(OpError::Unsupported(format!("`coordinate_transformation_mode` {other}")));
+                return Err(OpError::Unsupported(format!(
+                    "`coordinate_transformation_mode` {other}"
+                )));
             }
         })
     };
@@ -973,7 +1065,10 @@ fn resize(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
             let strides = strides(x.dims());
             let mut from = Vec::with_capacity(dims.len());
             for d in 0..dims.len() {
-                let at = |i| Ok(round(source(d, i)?).clamp(0.0, x.dims()[d] as f64 - 1.0) as usize * strides[d]);
+                let at = |i| {
+                    Ok(round(source(d, i)?).clamp(0.0, x.dims()[d] as f64 - 1.0) as usize
+                        * strides[d])
+                };
                 from.push((0..dims[d]).map(at).collect::<Result<Vec<_>, OpError>>()?);
             }
             let none = vec![0; dims.len()];
@@ -1002,7 +1097,10 @@ fn resize(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
                     let hi = (lo + 1).min(n - 1);
                     for o in 0..outer {
                         for j in 0..inner {
-                            let (a, b) = (values[(o * n + lo) * inner + j], values[(o * n + hi) * inner + j]);
+                            let (a, b) = (
+                                values[(o * n + lo) * inner + j],
+                                values[(o * n + hi) * inner + j],
+                            );
                             next[(o * dims[d] + i) * inner + j] = a * (1.0 - weight) + b * weight;
                         }
                     }

@@ -30,7 +30,12 @@ pub struct InferCtx<'a> {
 
 impl<'a> InferCtx<'a> {
     /// For one node. `n_fresh` counts the symbols made so far in the graph.
-    pub fn new(node: &'a Node, opset: i64, inputs: &'a [Option<Info>], n_fresh: &'a mut usize) -> Self {
+    pub fn new(
+        node: &'a Node,
+        opset: i64,
+        inputs: &'a [Option<Info>],
+        n_fresh: &'a mut usize,
+    ) -> Self {
         Self { node, opset, inputs, outputs: vec![Info::default(); node.outputs.len()], n_fresh }
     }
 
@@ -95,7 +100,8 @@ impl<'a> InferCtx<'a> {
     /// Says that output `i` is this tensor, whatever the inputs.
     pub fn set_constant(&mut self, i: usize, tensor: &Tensor) {
         if let Some(out) = self.outputs.get_mut(i) {
-            let dims = tensor.dims().iter().map(|&d| SymDim::known(i64::try_from(d).unwrap_or(i64::MAX)));
+            let dims =
+                tensor.dims().iter().map(|&d| SymDim::known(i64::try_from(d).unwrap_or(i64::MAX)));
             (out.elem, out.dims) = (Some(tensor.dtype()), Some(dims.collect()));
             out.constant = Some(tensor.clone());
         }

@@ -9,7 +9,9 @@ use crate::{
     eval::{Args, EvalCtx, OpError},
     infer::{InferCtx, normalize_axis},
     norm::same_as_first,
-    shape::{View, broadcast, broadcast_strides, broadcast_syms, moved, normalize_axes, product, strides},
+    shape::{
+        View, broadcast, broadcast_strides, broadcast_syms, moved, normalize_axes, product, strides,
+    },
     sym::SymDim,
     typed::{elements, indices},
 };
@@ -25,6 +27,7 @@ pub(crate) static IDENTITY: OpDef = OpDef {
     op_type: "Identity",
     domain: "",
     versions: &[1, 13, 14, 16, 19, 21, 23, 24, 25],
+    attrs: &[],
     infer: |ctx| {
         same_as_first(ctx)?;
         ctx.set_value(0, ctx.value(0));
@@ -39,6 +42,7 @@ pub(crate) static DROPOUT: OpDef = OpDef {
     op_type: "Dropout",
     domain: "",
     versions: &[7, 10, 12, 13, 22],
+    attrs: &["ratio", "seed"],
     infer: |ctx| {
         same_as_first(ctx)?;
         let mask = if ctx.opset < 10 { ctx.elem(0) } else { Some(DataType::Bool) };
@@ -67,6 +71,7 @@ pub(crate) static RESHAPE: OpDef = OpDef {
     op_type: "Reshape",
     domain: "",
     versions: &[5, 13, 14, 19, 21, 23, 24, 25],
+    attrs: &["allowzero"],
     infer: infer_reshape,
     eval: |ctx, mut args| {
         let x = args.take(0)?;
@@ -124,9 +129,10 @@ fn reshaped_syms(
     wanted: &[SymDim],
     allow_zero: bool,
 ) -> Result<Vec<SymDim>, OpError> {
-    if let (Some(from), Some(wanted)) =
-        (from.and_then(crate::shape::known), wanted.iter().map(SymDim::as_known).collect::<Option<Vec<_>>>())
-    {
+    if let (Some(from), Some(wanted)) = (
+        from.and_then(crate::shape::known),
+        wanted.iter().map(SymDim::as_known).collect::<Option<Vec<_>>>(),
+    ) {
         let dims = reshaped_dims(&from, &wanted, allow_zero)?;
         return Ok(dims.into_iter().map(|d| SymDim::known(d as i64)).collect());
     }
@@ -134,7 +140,9 @@ fn reshaped_syms(
     let mut dims: Vec<SymDim> = Vec::with_capacity(wanted.len());
     for (i, d) in wanted.iter().enumerate() {
         dims.push(match d.as_known() {
-            Some(0) if !allow_zero => from.and_then(|f| f.get(i)).cloned().unwrap_or(SymDim::Unknown),
+            Some(0) if !allow_zero => {
+                from.and_then(|f| f.get(i)).cloned().unwrap_or(SymDim::Unknown)
+            }
             Some(-1) => {
                 open = Some(i);
                 SymDim::Unknown
@@ -148,7 +156,10 @@ fn reshaped_syms(
         let mut by = SymDim::known(1);
         for (j, d) in dims.iter().enumerate().filter(|&(j, _)| j != i) {
             let kept = matches!(wanted[j].as_known(), Some(0)) && !allow_zero;
-            match rest.iter().position(|r| if kept { std::ptr::eq(*r, &from[j]) } else { r.same(d) }) {
+            match rest
+                .iter()
+                .position(|r| if kept { std::ptr::eq(*r, &from[j]) } else { r.same(d) })
+            {
                 Some(at) => drop(rest.remove(at)),
                 None => by = by.mul(d),
             }
@@ -164,6 +175,7 @@ pub(crate) static FLATTEN: OpDef = OpDef {
     op_type: "Flatten",
     domain: "",
     versions: &[1, 9, 11, 13, 21, 23, 24, 25],
+    attrs: &["axis"],
     infer: |ctx| {
         let dims = match ctx.dims(0) {
             Some(dims) => {
@@ -217,6 +229,7 @@ pub(crate) static SQUEEZE: OpDef = OpDef {
     op_type: "Squeeze",
     domain: "",
     versions: &[1, 11, 13, 21, 23, 24, 25],
+    attrs: &["axes"],
     infer: |ctx| {
         let dims = match (ctx.dims(0), infer_axes(ctx)?) {
             (Some(dims), Some(axes)) => squeezed(dims, axes.as_deref(), SymDim::as_known)?,
@@ -231,7 +244,8 @@ pub(crate) static SQUEEZE: OpDef = OpDef {
     eval: |ctx, mut args| {
         let x = args.take(0)?;
         let axes = axes_of(ctx, &args)?;
-        let dims = squeezed(x.dims(), axes.as_deref(), |&d| Some(d as i64))?.expect("sizes are known");
+        let dims =
+            squeezed(x.dims(), axes.as_deref(), |&d| Some(d as i64))?.expect("sizes are known");
         Ok(vec![x.reshaped(dims)?])
     },
     role: MOVES,
@@ -246,7 +260,9 @@ fn squeezed<D: Clone>(
     let gone: Vec<usize> = match axes {
         Some(axes) => {
             let axes = normalize_axes(axes, dims.len())?;
-            if let Some((&a, n)) = axes.iter().find_map(|a| known(&dims[*a]).filter(|&n| n != 1).map(|n| (a, n))) {
+            if let Some((&a, n)) =
+                axes.iter().find_map(|a| known(&dims[*a]).filter(|&n| n != 1).map(|n| (a, n)))
+            {
                 return Err(OpError::Invalid(format!("axis {a} of size {n} is to be left out")));
             }
             axes
@@ -267,6 +283,7 @@ pub(crate) static UNSQUEEZE: OpDef = OpDef {
     op_type: "Unsqueeze",
     domain: "",
     versions: &[1, 11, 13, 21, 23, 24, 25],
+    attrs: &["axes"],
     infer: |ctx| {
         let dims = match (ctx.dims(0), infer_axes(ctx)?) {
             (Some(dims), Some(Some(axes))) => Some(unsqueezed(dims, &axes, SymDim::known(1))?),
@@ -292,7 +309,13 @@ fn unsqueezed<D: Clone>(dims: &[D], axes: &[i64], one: D) -> Result<Vec<D>, OpEr
     let axes = normalize_axes(axes, dims.len() + axes.len())?;
     let mut rest = dims.iter();
     Ok((0..dims.len() + axes.len())
-        .map(|i| if axes.contains(&i) { one.clone() } else { rest.next().expect("as many as left").clone() })
+        .map(|i| {
+            if axes.contains(&i) {
+                one.clone()
+            } else {
+                rest.next().expect("as many as left").clone()
+            }
+        })
         .collect())
 }
 
@@ -301,6 +324,7 @@ pub(crate) static TRANSPOSE: OpDef = OpDef {
     op_type: "Transpose",
     domain: "",
     versions: &[1, 13, 21, 23, 24, 25],
+    attrs: &["perm"],
     infer: |ctx| {
         let dims = match ctx.dims(0) {
             Some(dims) => {
@@ -344,8 +368,11 @@ pub(crate) fn transposed(ctx: &EvalCtx<'_>, x: Tensor, perm: &[usize]) -> Result
         });
     }
     let own = strides(x.dims());
-    let view =
-        View { dims: dims.clone(), strides: perm.iter().map(|&p| own[p] as isize).collect(), offset: 0 };
+    let view = View {
+        dims: dims.clone(),
+        strides: perm.iter().map(|&p| own[p] as isize).collect(),
+        offset: 0,
+    };
     moved(ctx, &[&x], dims, &view)
 }
 
@@ -354,6 +381,7 @@ pub(crate) static EXPAND: OpDef = OpDef {
     op_type: "Expand",
     domain: "",
     versions: &[8, 13],
+    attrs: &[],
     infer: |ctx| {
         let dims = match (ctx.dims(0), ctx.value(1)) {
             (Some(dims), Some(wanted)) => Some(broadcast_syms(&[dims, &wanted])?),
@@ -369,7 +397,8 @@ pub(crate) static EXPAND: OpDef = OpDef {
         if product(&dims) == x.len() {
             return Ok(vec![x.reshaped(dims)?]);
         }
-        let view = View { dims: dims.clone(), strides: broadcast_strides(x.dims(), &dims), offset: 0 };
+        let view =
+            View { dims: dims.clone(), strides: broadcast_strides(x.dims(), &dims), offset: 0 };
         Ok(vec![moved(ctx, &[&x], dims, &view)?])
     },
     role: MOVES,
@@ -386,6 +415,7 @@ pub(crate) static TILE: OpDef = OpDef {
     op_type: "Tile",
     domain: "",
     versions: &[6, 13],
+    attrs: &[],
     infer: |ctx| {
         let dims = match (ctx.dims(0), ctx.value(1)) {
             (Some(dims), Some(repeats)) if dims.len() == repeats.len() => {
@@ -415,11 +445,12 @@ pub(crate) static TILE: OpDef = OpDef {
     role: MOVES,
 };
 
-/// ONNX DepthToSpace 1, 11 and 13.
+/// ONNX DepthToSpace 1, 11, 13 and 28.
 pub(crate) static DEPTH_TO_SPACE: OpDef = OpDef {
     op_type: "DepthToSpace",
     domain: "",
-    versions: &[1, 11, 13],
+    versions: &[1, 11, 13, 28],
+    attrs: &["blocksize", "mode"],
     infer: |ctx| {
         let b = SymDim::known(attr::int(ctx.node, "blocksize", 0)?);
         let dims = match ctx.dims(0) {
@@ -450,11 +481,12 @@ pub(crate) static DEPTH_TO_SPACE: OpDef = OpDef {
     role: MOVES,
 };
 
-/// ONNX SpaceToDepth 1 and 13.
+/// ONNX SpaceToDepth 1, 13 and 28.
 pub(crate) static SPACE_TO_DEPTH: OpDef = OpDef {
     op_type: "SpaceToDepth",
     domain: "",
-    versions: &[1, 13],
+    versions: &[1, 13, 28],
+    attrs: &["blocksize", "mode"],
     infer: |ctx| {
         let b = SymDim::known(attr::int(ctx.node, "blocksize", 0)?);
         let dims = match ctx.dims(0) {
@@ -474,7 +506,12 @@ pub(crate) static SPACE_TO_DEPTH: OpDef = OpDef {
             return Err(OpError::Invalid(format!("{h} x {w} in blocks of {b} x {b}")));
         }
         let x = x.reshaped(vec![n, c, h / b, b, w / b, b])?;
-        let y = transposed(ctx, x, &[0, 3, 5, 1, 2, 4])?;
+        let perm = match attr::string(ctx.node, "mode", "DCR")? {
+            "DCR" => [0, 3, 5, 1, 2, 4],
+            "CRD" => [0, 1, 3, 5, 2, 4],
+            other => return Err(OpError::Invalid(format!("`mode` is `{other}`"))),
+        };
+        let y = transposed(ctx, x, &perm)?;
         Ok(vec![y.reshaped(vec![n, c * b * b, h / b, w / b])?])
     },
     role: MOVES,

@@ -38,6 +38,6 @@ mod unary;
 pub use constant::constant_value;
 pub use def::{InputRole, OpDef, OutputRole, Role};
 pub use eval::{Args, EvalCtx, OpError, Pool};
-pub use infer::{Info, InferCtx};
+pub use infer::{InferCtx, Info};
 pub use sym::SymDim;
 pub use table::{OPS, find};

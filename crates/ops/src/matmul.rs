@@ -19,6 +19,7 @@ pub(crate) static MATMUL: OpDef = OpDef {
     op_type: "MatMul",
     domain: "",
     versions: &[1, 9, 13],
+    attrs: &[],
     infer: |ctx| infer_matmul(ctx, 1, ctx.elem(0)),
     eval: |ctx, args| in_f32(ctx, args, matmul),
     role: MATMUL_ROLE,
@@ -37,13 +38,16 @@ pub(crate) static GEMM: OpDef = OpDef {
     op_type: "Gemm",
     domain: "",
     versions: &[7, 9, 11, 13],
+    attrs: &["alpha", "beta", "transA", "transB"],
     infer: infer_gemm,
     eval: |ctx, args| in_f32(ctx, args, gemm),
     role: Role::Quantized {
         inputs: &[
             InputRole::Activation,
             InputRole::Weight {
-                channel_axis: |node, _| Some(if node.int("transB").unwrap_or(0) == 0 { 1 } else { 0 }),
+                channel_axis: |node, _| {
+                    Some(if node.int("transB").unwrap_or(0) == 0 { 1 } else { 0 })
+                },
             },
             InputRole::Bias,
         ],
@@ -146,7 +150,8 @@ pub(crate) fn product_f32(
 ) -> Result<Vec<Tensor>, OpError> {
     let p = Product::new(a.dims(), b.dims())?;
     let (xa, xb) = (elements::<f32>(a)?, elements::<f32>(b)?);
-    let offsets: Vec<(usize, usize)> = p.pairs.iter().map(|&(i, j)| (i * p.m * p.k, j * p.k * p.n)).collect();
+    let offsets: Vec<(usize, usize)> =
+        p.pairs.iter().map(|&(i, j)| (i * p.m * p.k, j * p.k * p.n)).collect();
     let y = ctx.pool.fill::<f32>(p.dims.clone(), |y| {
         if !y.is_empty() {
             let (a, b) = (MatRef::new(&xa, p.m, p.k), MatRef::new(&xb, p.k, p.n));
@@ -158,12 +163,24 @@ pub(crate) fn product_f32(
 }
 
 /// `a * w'` of the rows of `a` and an `f32` matrix `w` with a row for each column of the result.
-pub(crate) fn product_transposed_f32(ctx: &EvalCtx<'_>, a: &Tensor, w: &Tensor) -> Result<Tensor, OpError> {
+pub(crate) fn product_transposed_f32(
+    ctx: &EvalCtx<'_>,
+    a: &Tensor,
+    w: &Tensor,
+) -> Result<Tensor, OpError> {
     let (&[n, k], Some((&k_a, head))) = (w.dims(), a.dims().split_last()) else {
-        return Err(OpError::Invalid(format!("a product of sizes {:?} and {:?}", a.dims(), w.dims())));
+        return Err(OpError::Invalid(format!(
+            "a product of sizes {:?} and {:?}",
+            a.dims(),
+            w.dims()
+        )));
     };
     if k != k_a {
-        return Err(OpError::Invalid(format!("a product of sizes {:?} and {:?}", a.dims(), w.dims())));
+        return Err(OpError::Invalid(format!(
+            "a product of sizes {:?} and {:?}",
+            a.dims(),
+            w.dims()
+        )));
     }
     let (xa, xw) = (elements::<f32>(a)?, elements::<f32>(w)?);
     ctx.pool.fill::<f32>([head, &[n]].concat(), |y| {
@@ -173,7 +190,11 @@ pub(crate) fn product_transposed_f32(ctx: &EvalCtx<'_>, a: &Tensor, w: &Tensor) 
     })
 }
 
-fn matmul_of<T: Element + Ring>(ctx: &EvalCtx<'_>, a: &Tensor, b: &Tensor) -> Result<Vec<Tensor>, OpError> {
+fn matmul_of<T: Element + Ring>(
+    ctx: &EvalCtx<'_>,
+    a: &Tensor,
+    b: &Tensor,
+) -> Result<Vec<Tensor>, OpError> {
     let p = Product::new(a.dims(), b.dims())?;
     let (xa, xb) = (elements::<T>(a)?, elements::<T>(b)?);
     let y = ctx.pool.fill::<T>(p.dims.clone(), |y| {
@@ -206,7 +227,9 @@ fn infer_gemm(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
         let d = if attr::flag(ctx.node, trans, false)? { 1 - d } else { d };
         Ok(match ctx.dims(i) {
             Some(dims) if dims.len() == 2 => dims[d].clone(),
-            Some(dims) => return Err(OpError::Invalid(format!("input {i} has {} dimensions", dims.len()))),
+            Some(dims) => {
+                return Err(OpError::Invalid(format!("input {i} has {} dimensions", dims.len())));
+            }
             None => SymDim::Unknown,
         })
     };
@@ -217,7 +240,8 @@ fn infer_gemm(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
 
 fn gemm(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let (a, b, c) = (args.required(0)?, args.required(1)?, args.get(2));
-    let (turn_a, turn_b) = (attr::flag(ctx.node, "transA", false)?, attr::flag(ctx.node, "transB", false)?);
+    let (turn_a, turn_b) =
+        (attr::flag(ctx.node, "transA", false)?, attr::flag(ctx.node, "transB", false)?);
     let alpha = attr::float(ctx.node, "alpha", 1.0)?;
     let beta = attr::float(ctx.node, "beta", 1.0)?;
     let turned = |x: &Tensor, turn: bool| match (x.dims(), turn) {
@@ -227,12 +251,21 @@ fn gemm(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     };
     let ([m, k], n) = match (turned(a, turn_a), turned(b, turn_b)) {
         (Some([m, k]), Some([k_b, n])) if k == k_b => ([m, k], n),
-        _ => return Err(OpError::Invalid(format!("a product of sizes {:?} and {:?}", a.dims(), b.dims()))),
+        _ => {
+            return Err(OpError::Invalid(format!(
+                "a product of sizes {:?} and {:?}",
+                a.dims(),
+                b.dims()
+            )));
+        }
     };
     if let Some(c) = c
         && broadcast(&[c.dims(), &[m, n]])? != [m, n]
     {
-        return Err(OpError::Invalid(format!("C of sizes {:?} for a result of {m} x {n}", c.dims())));
+        return Err(OpError::Invalid(format!(
+            "C of sizes {:?} for a result of {m} x {n}",
+            c.dims()
+        )));
     }
     if a.dtype() != DataType::Float {
         return gemm_f64(ctx, [a, b], [turn_a, turn_b], c, (alpha, beta), [m, k, n]);
@@ -284,7 +317,9 @@ fn gemm_f64(
         add_product(&xa, &xb, y, k, n);
         y.iter_mut().for_each(|y| *y *= f64::from(alpha));
         if let (Some(xc), Some(c)) = (&xc, c) {
-            y.iter_mut().zip(spread(xc, c.dims(), m, n)).for_each(|(y, c)| *y += f64::from(beta) * c);
+            y.iter_mut()
+                .zip(spread(xc, c.dims(), m, n))
+                .for_each(|(y, c)| *y += f64::from(beta) * c);
         }
         Ok(())
     })?;

@@ -20,6 +20,7 @@ pub(crate) static BATCH_NORMALIZATION: OpDef = OpDef {
     op_type: "BatchNormalization",
     domain: "",
     versions: &[7, 9, 14, 15],
+    attrs: &["epsilon", "momentum", "spatial", "training_mode"],
     infer: same_as_first,
     eval: |ctx, args| in_f32(ctx, args, batch_norm),
     role: Role::Float("it was not folded into a convolution before it"),
@@ -30,6 +31,7 @@ pub(crate) static INSTANCE_NORMALIZATION: OpDef = OpDef {
     op_type: "InstanceNormalization",
     domain: "",
     versions: &[6, 22],
+    attrs: &["epsilon"],
     infer: same_as_first,
     eval: |ctx, args| in_f32(ctx, args, instance_norm),
     role: ROLE,
@@ -40,6 +42,7 @@ pub(crate) static GROUP_NORMALIZATION: OpDef = OpDef {
     op_type: "GroupNormalization",
     domain: "",
     versions: &[21],
+    attrs: &["epsilon", "num_groups", "stash_type"],
     infer: same_as_first,
     eval: |ctx, args| in_f32(ctx, args, group_norm),
     role: ROLE,
@@ -50,6 +53,7 @@ pub(crate) static LAYER_NORMALIZATION: OpDef = OpDef {
     op_type: "LayerNormalization",
     domain: "",
     versions: &[17],
+    attrs: &["axis", "epsilon", "stash_type"],
     infer: infer_layer_norm,
     eval: |ctx, args| in_f32(ctx, args, layer_norm),
     role: ROLE,
@@ -60,6 +64,7 @@ pub(crate) static RMS_NORMALIZATION: OpDef = OpDef {
     op_type: "RMSNormalization",
     domain: "",
     versions: &[23],
+    attrs: &["axis", "epsilon", "stash_type"],
     infer: same_as_first,
     eval: |ctx, args| in_f32(ctx, args, rms_norm),
     role: ROLE,
@@ -70,6 +75,7 @@ pub(crate) static LP_NORMALIZATION: OpDef = OpDef {
     op_type: "LpNormalization",
     domain: "",
     versions: &[1, 22],
+    attrs: &["axis", "p"],
     infer: same_as_first,
     eval: |ctx, args| in_f32(ctx, args, lp_norm),
     role: ROLE,
@@ -80,6 +86,7 @@ pub(crate) static LRN: OpDef = OpDef {
     op_type: "LRN",
     domain: "",
     versions: &[1, 13],
+    attrs: &["alpha", "beta", "bias", "size"],
     infer: same_as_first,
     eval: |ctx, args| in_f32(ctx, args, lrn),
     role: ROLE,
@@ -95,7 +102,10 @@ pub(crate) fn same_as_first(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
 fn per_channel(args: &Args, i: usize, n: usize) -> Result<std::borrow::Cow<'_, [f32]>, OpError> {
     let tensor = args.required(i)?;
     if tensor.len() != n {
-        return Err(OpError::Invalid(format!("input {i} has {} elements for {n} channels", tensor.len())));
+        return Err(OpError::Invalid(format!(
+            "input {i} has {} elements for {n} channels",
+            tensor.len()
+        )));
     }
     elements(tensor)
 }
@@ -110,7 +120,9 @@ fn batch_norm(ctx: &EvalCtx<'_>, mut args: Args) -> Result<Vec<Tensor>, OpError>
     let eps = attr::float(ctx.node, "epsilon", 1e-5)?;
     let x = args.take(0)?;
     let channels = x.dims().get(1).copied().unwrap_or(1);
-    if let Some(double) = args.0.iter().flatten().find(|t| t.dtype() == midtread_graph::DataType::Double) {
+    if let Some(double) =
+        args.0.iter().flatten().find(|t| t.dtype() == midtread_graph::DataType::Double)
+    {
         return Err(crate::typed::unsupported_type(double.dtype()));
     }
     let (scale, bias) = (per_channel(&args, 1, channels)?, per_channel(&args, 2, channels)?);
@@ -167,7 +179,10 @@ fn group_norm(ctx: &EvalCtx<'_>, mut args: Args) -> Result<Vec<Tensor>, OpError>
     let groups = attr::size(ctx.node, "num_groups", 0)?;
     let mut x = args.take(0)?;
     if x.dims().len() < 2 || groups == 0 || x.dims()[1] % groups != 0 {
-        return Err(OpError::Invalid(format!("{groups} groups of an input of sizes {:?}", x.dims())));
+        return Err(OpError::Invalid(format!(
+            "{groups} groups of an input of sizes {:?}",
+            x.dims()
+        )));
     }
     let (channels, plane) = (x.dims()[1], product(&x.dims()[2..]));
     let (scale, bias) = (per_channel(&args, 1, channels)?, per_channel(&args, 2, channels)?);
@@ -192,7 +207,8 @@ fn infer_layer_norm(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
     let stats = match ctx.dims(0) {
         Some(dims) => {
             let axis = normalize_axis(attr::int(ctx.node, "axis", -1)?, dims.len())?;
-            let one = |(i, d): (usize, &SymDim)| if i < axis { d.clone() } else { SymDim::known(1) };
+            let one =
+                |(i, d): (usize, &SymDim)| if i < axis { d.clone() } else { SymDim::known(1) };
             Some(dims.iter().enumerate().map(one).collect::<Vec<_>>())
         }
         None => None,
@@ -225,7 +241,8 @@ fn layer_norm(ctx: &EvalCtx<'_>, mut args: Args) -> Result<Vec<Tensor>, OpError>
         let (mean, var) = moments(row);
         let inv = 1.0 / (var + f64::from(eps)).sqrt();
         for (i, e) in row.iter_mut().enumerate() {
-            *e = ((f64::from(*e) - mean) * inv) as f32 * scale[i] + bias.as_ref().map_or(0.0, |b| b[i]);
+            *e = ((f64::from(*e) - mean) * inv) as f32 * scale[i]
+                + bias.as_ref().map_or(0.0, |b| b[i]);
         }
         means.push(mean as f32);
         invs.push(inv as f32);
@@ -241,7 +258,10 @@ fn trailing(tensor: &Tensor, dims: &[usize]) -> Result<Vec<f32>, OpError> {
     let skip = tensor.dims().len().saturating_sub(dims.len());
     let (front, own) = tensor.dims().split_at(skip);
     if front.iter().any(|&d| d != 1) || crate::shape::broadcast(&[own, dims])? != dims {
-        return Err(OpError::Unsupported(format!("a scale or bias of sizes {:?} over {dims:?}", tensor.dims())));
+        return Err(OpError::Unsupported(format!(
+            "a scale or bias of sizes {:?} over {dims:?}",
+            tensor.dims()
+        )));
     }
     let view = crate::shape::View {
         dims: dims.to_vec(),
@@ -312,7 +332,8 @@ fn lrn(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
             let (n, c, at) = (i / (channels * plane), i / plane % channels, i % plane);
             let from = c.saturating_sub((size - 1) / 2);
             let to = (c + (size - 1).div_ceil(2) + 1).min(channels);
-            let square: f32 = (from..to).map(|c| src[(n * channels + c) * plane + at].powi(2)).sum();
+            let square: f32 =
+                (from..to).map(|c| src[(n * channels + c) * plane + at].powi(2)).sum();
             *y = src[i] / (bias + alpha / size as f32 * square).powf(beta);
         }
         Ok(())

@@ -23,6 +23,15 @@ pub(crate) static MAX_POOL: OpDef = OpDef {
     op_type: "MaxPool",
     domain: "",
     versions: &[1, 8, 10, 11, 12, 22],
+    attrs: &[
+        "auto_pad",
+        "ceil_mode",
+        "dilations",
+        "kernel_shape",
+        "pads",
+        "storage_order",
+        "strides",
+    ],
     infer: |ctx| {
         let dims = infer_pool(ctx)?;
         ctx.set(0, ctx.elem(0), dims.clone());
@@ -38,6 +47,15 @@ pub(crate) static AVERAGE_POOL: OpDef = OpDef {
     op_type: "AveragePool",
     domain: "",
     versions: &[1, 7, 10, 11, 19, 22],
+    attrs: &[
+        "auto_pad",
+        "ceil_mode",
+        "count_include_pad",
+        "dilations",
+        "kernel_shape",
+        "pads",
+        "strides",
+    ],
     infer: |ctx| {
         let dims = infer_pool(ctx)?;
         ctx.set(0, ctx.elem(0), dims);
@@ -53,6 +71,7 @@ pub(crate) static GLOBAL_AVERAGE_POOL: OpDef = OpDef {
     op_type: "GlobalAveragePool",
     domain: "",
     versions: &[1, 22],
+    attrs: &[],
     infer: infer_global,
     eval: |ctx, args| {
         in_f32(ctx, args, |ctx, args| {
@@ -69,6 +88,7 @@ pub(crate) static GLOBAL_MAX_POOL: OpDef = OpDef {
     op_type: "GlobalMaxPool",
     domain: "",
     versions: &[1, 22],
+    attrs: &[],
     infer: infer_global,
     eval: |ctx, args| {
         in_f32(ctx, args, |ctx, args| {
@@ -85,6 +105,7 @@ pub(crate) static LP_POOL: OpDef = OpDef {
     op_type: "LpPool",
     domain: "",
     versions: &[11, 18, 22],
+    attrs: &["auto_pad", "ceil_mode", "dilations", "kernel_shape", "p", "pads", "strides"],
     infer: |ctx| {
         let dims = infer_pool(ctx)?;
         ctx.set(0, ctx.elem(0), dims);
@@ -96,9 +117,13 @@ pub(crate) static LP_POOL: OpDef = OpDef {
 
 pub(crate) fn infer_pool(ctx: &InferCtx<'_>) -> Result<Option<Vec<SymDim>>, OpError> {
     let Some(dims) = ctx.dims(0).filter(|d| 3 <= d.len()) else { return Ok(None) };
-    let kernel = attr::sizes(ctx.node, "kernel_shape")?.ok_or(OpError::MissingAttr("kernel_shape"))?;
+    let kernel =
+        attr::sizes(ctx.node, "kernel_shape")?.ok_or(OpError::MissingAttr("kernel_shape"))?;
     if kernel.len() + 2 != dims.len() {
-        return Err(OpError::Invalid(format!("`kernel_shape` is {kernel:?} for {} dimensions", dims.len())));
+        return Err(OpError::Invalid(format!(
+            "`kernel_shape` is {kernel:?} for {} dimensions",
+            dims.len()
+        )));
     }
     let spatial = WindowAttrs::read(ctx.node, kernel.len())?.infer(&dims[2..], &kernel)?;
     Ok(Some([&dims[..2], &spatial].concat()))
@@ -153,7 +178,10 @@ pub(crate) fn pool_window(node: &midtread_graph::Node, dims: &[usize]) -> Result
 }
 
 /// Calls `f` with every output position's index and an iterator over the input positions in its window.
-pub(crate) fn for_each_window(win: &Window, mut f: impl FnMut(usize, &mut dyn Iterator<Item = usize>)) {
+pub(crate) fn for_each_window(
+    win: &Window,
+    mut f: impl FnMut(usize, &mut dyn Iterator<Item = usize>),
+) {
     let (in_h, in_w) = (win.input[1], win.input[2]);
     let mut at = 0;
     for od in 0..win.out[0] {

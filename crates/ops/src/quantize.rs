@@ -13,21 +13,23 @@ use crate::{
     typed::{elements, narrowed, unsupported_type, widened},
 };
 
-/// ONNX QuantizeLinear 10, 13 (per axis), 19, 21 (blocked), 23, 24 and 25.
+/// ONNX QuantizeLinear 10, 13 (per axis), 19, 21 (blocked), 23, 24, 25 and 28.
 pub(crate) static QUANTIZE_LINEAR: OpDef = OpDef {
     op_type: "QuantizeLinear",
     domain: "",
-    versions: &[10, 13, 19, 21, 23, 24, 25],
+    versions: &[10, 13, 19, 21, 23, 24, 25, 28],
+    attrs: &["axis", "block_size", "output_dtype", "precision", "saturate"],
     infer: |ctx| infer_quantize(ctx),
     eval: quantize_linear,
     role: Role::Structural,
 };
 
-/// ONNX DequantizeLinear 10, 13 (per axis), 19, 21 (blocked), 23, 24 and 25.
+/// ONNX DequantizeLinear 10, 13 (per axis), 19, 21 (blocked), 23, 24, 25 and 28.
 pub(crate) static DEQUANTIZE_LINEAR: OpDef = OpDef {
     op_type: "DequantizeLinear",
     domain: "",
-    versions: &[10, 13, 19, 21, 23, 24, 25],
+    versions: &[10, 13, 19, 21, 23, 24, 25, 28],
+    attrs: &["axis", "block_size", "output_dtype"],
     infer: |ctx| infer_dequantize(ctx),
     eval: dequantize_linear,
     role: Role::Structural,
@@ -38,6 +40,7 @@ pub(crate) static MS_QUANTIZE_LINEAR: OpDef = OpDef {
     op_type: "QuantizeLinear",
     domain: "com.microsoft",
     versions: &[1],
+    attrs: &["axis"],
     infer: |ctx| infer_quantize(ctx),
     eval: quantize_linear,
     role: Role::Structural,
@@ -48,6 +51,7 @@ pub(crate) static MS_DEQUANTIZE_LINEAR: OpDef = OpDef {
     op_type: "DequantizeLinear",
     domain: "com.microsoft",
     versions: &[1],
+    attrs: &["axis"],
     infer: |ctx| infer_dequantize(ctx),
     eval: dequantize_linear,
     role: Role::Structural,
@@ -58,6 +62,7 @@ pub(crate) static DYNAMIC_QUANTIZE_LINEAR: OpDef = OpDef {
     op_type: "DynamicQuantizeLinear",
     domain: "",
     versions: &[11],
+    attrs: &[],
     infer: |ctx| {
         ctx.set(0, Some(DataType::Uint8), ctx.dims(0).map(<[_]>::to_vec));
         ctx.set(1, Some(DataType::Float), Some(Vec::new()));
@@ -68,7 +73,8 @@ pub(crate) static DYNAMIC_QUANTIZE_LINEAR: OpDef = OpDef {
         let x = args.required(0)?;
         let src = elements::<f32>(x)?;
         let params = dynamic_params(&src)?;
-        let codes = quantized(ctx, &src, x.dims(), Granularity::PerTensor, &[params], DataType::Uint8)?;
+        let codes =
+            quantized(ctx, &src, x.dims(), Granularity::PerTensor, &[params], DataType::Uint8)?;
         Ok(vec![codes, Tensor::scalar(params.scale()), Tensor::scalar(params.zero_point() as u8)])
     },
     role: Role::Structural,
@@ -121,7 +127,9 @@ pub(crate) fn codes(tensor: &Tensor) -> Result<Vec<i32>, OpError> {
         DataType::Int16 => widened!(i16),
         DataType::Int32 => widened!(i32),
         dtype => match sub_byte(dtype) {
-            Some(packing) => (0..tensor.len()).map(|i| i32::from(packing.get(tensor.as_bytes(), i))).collect(),
+            Some(packing) => {
+                (0..tensor.len()).map(|i| i32::from(packing.get(tensor.as_bytes(), i))).collect()
+            }
             None => return Err(unsupported_type(dtype)),
         },
     })
@@ -140,7 +148,9 @@ fn granularity(node: &Node, dims: &[usize], scale: &[usize]) -> Result<Granulari
             }
             Ok(Granularity::PerAxis { axis })
         }
-        (None, _) => Err(OpError::Invalid(format!("scales of sizes {scale:?} without `block_size`"))),
+        (None, _) => {
+            Err(OpError::Invalid(format!("scales of sizes {scale:?} without `block_size`")))
+        }
         (Some(block_size), _) => {
             let axis = normalize_axis(axis, dims.len())?;
             let blocked = Granularity::Blocked { axis, block_size };
@@ -165,7 +175,10 @@ pub(crate) fn params(
     let scales = elements::<f32>(&scale_f32)?;
     let zero_points = zero_point.map(codes).transpose()?;
     if zero_points.as_ref().is_some_and(|z| z.len() != scales.len()) {
-        return Err(OpError::Invalid(format!("{} scales and another number of zero points", scales.len())));
+        return Err(OpError::Invalid(format!(
+            "{} scales and another number of zero points",
+            scales.len()
+        )));
     }
     let pair = |i: usize| {
         let zero_point = zero_points.as_ref().map_or(0, |z| z[i]);
@@ -190,9 +203,9 @@ pub(crate) fn type_attr(node: &Node, name: &'static str) -> Result<Option<DataTy
 fn code_type(node: &Node, zero_point: Option<DataType>) -> Result<DataType, OpError> {
     let wanted = type_attr(node, "output_dtype")?;
     match (zero_point, wanted) {
-        (Some(zero_point), Some(wanted)) if zero_point != wanted => {
-            Err(OpError::Invalid(format!("`output_dtype` is {wanted} and the zero point {zero_point}")))
-        }
+        (Some(zero_point), Some(wanted)) if zero_point != wanted => Err(OpError::Invalid(format!(
+            "`output_dtype` is {wanted} and the zero point {zero_point}"
+        ))),
         (Some(dtype), _) | (None, Some(dtype)) => Ok(dtype),
         (None, None) => Ok(DataType::Uint8),
     }
@@ -270,7 +283,10 @@ fn dequantize_linear(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpErr
     let (x, scale, zero_point) = (args.required(0)?, args.required(1)?, args.get(2));
     let to = type_attr(ctx.node, "output_dtype")?.unwrap_or(scale.dtype());
     if zero_point.is_some_and(|z| z.dtype() != x.dtype()) {
-        return Err(OpError::Invalid(format!("a zero point of another type than the codes, {}", x.dtype())));
+        return Err(OpError::Invalid(format!(
+            "a zero point of another type than the codes, {}",
+            x.dtype()
+        )));
     }
     let granularity = granularity(ctx.node, x.dims(), scale.dims())?;
     // Sums of products have no zero point.

@@ -120,6 +120,26 @@ fn reduce<T: Element>(
     Ok(vec![y])
 }
 
+/// [`in_f32`], and the extremes of `bool` are those of its bytes.
+fn in_bytes(
+    ctx: &EvalCtx<'_>,
+    mut args: Args,
+    op_type: &str,
+    eval: impl FnOnce(&EvalCtx<'_>, Args) -> Result<Vec<Tensor>, OpError>,
+) -> Result<Vec<Tensor>, OpError> {
+    if args.required(0)?.dtype() != DataType::Bool || !matches!(op_type, "ReduceMax" | "ReduceMin")
+    {
+        return in_f32(ctx, args, eval);
+    }
+    args.0[0] = Some(args.required(0)?.with_dtype(DataType::Uint8)?);
+    let one = |t: &Tensor| {
+        // Of no elements the least byte is 255, and true is 1.
+        let bits: Vec<u8> = t.as_bytes().iter().map(|&b| u8::from(b != 0)).collect();
+        Ok(Tensor::from_slice(t.dims().to_vec(), &bits)?.with_dtype(DataType::Bool)?)
+    };
+    eval(ctx, args)?.iter().map(one).collect()
+}
+
 /// `noop_with_empty_axes` reduces nothing, but operators that change each element still do.
 macro_rules! reduce {
     ($(#[$doc:meta])* $name:ident: $op:literal, $versions:expr, $role:expr, [$($rust:ty),*], $f:expr) => {
@@ -128,9 +148,10 @@ macro_rules! reduce {
             op_type: $op,
             domain: "",
             versions: &$versions,
+            attrs: &["axes", "keepdims", "noop_with_empty_axes"],
             infer: infer_reduce,
             eval: |ctx, args| {
-                in_f32(ctx, args, |ctx, args| {
+                in_bytes(ctx, args, $op, |ctx, args| {
                     by_type!(args.required(0)?.dtype(), T in [$($rust),*] => reduce::<T>(ctx, &args, $f))
                 })
             },
@@ -163,16 +184,16 @@ reduce!(/// ONNX ReduceL2 1, 11, 13 and 18.
 reduce!(/// ONNX ReduceSumSquare 1, 11, 13 and 18.
     REDUCE_SUM_SQUARE: "ReduceSumSquare", [1, 11, 13, 18], NO_INTEGER_FORM, [f32, f64, i32, i64, u32, u64],
     |x| T::narrow(x.iter().map(|e| T::square(e.widen())).sum()));
-reduce!(/// ONNX ReduceLogSum 1, 11, 13 and 18.
-    REDUCE_LOG_SUM: "ReduceLogSum", [1, 11, 13, 18], NO_INTEGER_FORM, [f32, f64],
+reduce!(/// ONNX ReduceLogSum 1, 11, 13, 18 and 28.
+    REDUCE_LOG_SUM: "ReduceLogSum", [1, 11, 13, 18, 28], NO_INTEGER_FORM, [f32, f64],
     |x| T::from_real(T::real(x.iter().map(|e| e.widen()).sum()).ln()));
-reduce!(/// ONNX ReduceLogSumExp 1, 11, 13 and 18.
-    REDUCE_LOG_SUM_EXP: "ReduceLogSumExp", [1, 11, 13, 18], NO_INTEGER_FORM, [f32, f64],
-    |x| {
-        let max = x.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(T::real(b.widen())));
-        let shift = if max.is_finite() { max } else { 0.0 };
-        T::from_real(x.iter().map(|e| (T::real(e.widen()) - shift).exp()).sum::<f64>().ln() + shift)
-    });
+reduce!(/// ONNX ReduceLogSumExp 1, 11, 13, 18 and 28.
+REDUCE_LOG_SUM_EXP: "ReduceLogSumExp", [1, 11, 13, 18, 28], NO_INTEGER_FORM, [f32, f64],
+|x| {
+    let max = x.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(T::real(b.widen())));
+    let shift = if max.is_finite() { max } else { 0.0 };
+    T::from_real(x.iter().map(|e| (T::real(e.widen()) - shift).exp()).sum::<f64>().ln() + shift)
+});
 
 #[expect(clippy::eq_op, reason = "NaN is what differs from itself")]
 fn is_nan<T: PartialEq>(x: T) -> bool {
@@ -188,6 +209,7 @@ pub(crate) static ARG_MAX: OpDef = OpDef {
     op_type: "ArgMax",
     domain: "",
     versions: &[1, 11, 12, 13],
+    attrs: &["axis", "keepdims", "select_last_index"],
     infer: infer_arg,
     eval: |ctx, args| in_f32(ctx, args, |ctx, args| arg(ctx, &args, false)),
     role: ARG,
@@ -198,6 +220,7 @@ pub(crate) static ARG_MIN: OpDef = OpDef {
     op_type: "ArgMin",
     domain: "",
     versions: &[1, 11, 12, 13],
+    attrs: &["axis", "keepdims", "select_last_index"],
     infer: infer_arg,
     eval: |ctx, args| in_f32(ctx, args, |ctx, args| arg(ctx, &args, true)),
     role: NO_INTEGER_FORM,
@@ -252,10 +275,13 @@ pub(crate) static TOP_K: OpDef = OpDef {
     op_type: "TopK",
     domain: "",
     versions: &[1, 10, 11, 24],
+    attrs: &["axis", "k", "largest", "sorted"],
     infer: |ctx| {
         let k = match attr::opt_int(ctx.node, "k")? {
             Some(k) => SymDim::known(k),
-            None => ctx.value(1).filter(|v| v.len() == 1).map_or(SymDim::Unknown, |mut v| v.remove(0)),
+            None => {
+                ctx.value(1).filter(|v| v.len() == 1).map_or(SymDim::Unknown, |mut v| v.remove(0))
+            }
         };
         let dims = match ctx.dims(0) {
             Some(dims) => {
@@ -324,6 +350,7 @@ pub(crate) static CUM_SUM: OpDef = OpDef {
     op_type: "CumSum",
     domain: "",
     versions: &[11, 14],
+    attrs: &["exclusive", "reverse"],
     infer: same_as_first,
     eval: |ctx, args| in_f32(ctx, args, cum_sum),
     role: Role::Quantized {
@@ -335,7 +362,9 @@ pub(crate) static CUM_SUM: OpDef = OpDef {
 fn cum_sum(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let x = args.required(0)?;
     let axis = indices(args.required(1)?)?;
-    let [axis] = axis[..] else { return Err(OpError::Invalid("the axis is not one number".to_owned())) };
+    let [axis] = axis[..] else {
+        return Err(OpError::Invalid("the axis is not one number".to_owned()));
+    };
     let axis = normalize_axis(axis, x.dims().len())?;
     let exclusive = attr::flag(ctx.node, "exclusive", false)?;
     let reverse = attr::flag(ctx.node, "reverse", false)?;

@@ -86,7 +86,10 @@ pub(crate) fn known(dims: &[SymDim]) -> Option<Vec<usize>> {
 
 /// Axes counted from the front, without repetition.
 pub(crate) fn normalize_axes(axes: &[i64], rank: usize) -> Result<Vec<usize>, OpError> {
-    let axes = axes.iter().map(|&a| crate::infer::normalize_axis(a, rank)).collect::<Result<Vec<_>, _>>()?;
+    let axes = axes
+        .iter()
+        .map(|&a| crate::infer::normalize_axis(a, rank))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut sorted = axes.clone();
     sorted.sort_unstable();
     match sorted.windows(2).find(|w| w[0] == w[1]) {
@@ -222,8 +225,10 @@ pub(crate) fn moved(
         return Err(OpError::Invalid(format!("inputs are {dtype} and {}", other.dtype())));
     }
     if dtype == DataType::String {
-        let strings: Vec<_> = srcs.iter().map(|t| t.as_strings().expect("the type is string")).collect();
-        let mut out = vec![midtread_graph::Bytes::new(); midtread_graph::tensor::n_elements(&dims)?];
+        let strings: Vec<_> =
+            srcs.iter().map(|t| t.as_strings().expect("the type is string")).collect();
+        let mut out =
+            vec![midtread_graph::Bytes::new(); midtread_graph::tensor::n_elements(&dims)?];
         how.run(&strings, &mut out)?;
         return Ok(Tensor::from_strings(dims, out)?);
     }
@@ -275,7 +280,9 @@ mod tests {
         assert_eq!(broadcast(&[&[0], &[1]]), Ok(vec![0]));
         assert!(broadcast(&[&[2], &[3]]).is_err());
         let (n, two) = (SymDim::symbol("N"), SymDim::known(2));
-        let got = broadcast_syms(&[&[n.clone(), two.clone()], &[SymDim::known(1), SymDim::symbol("S")]]).unwrap();
+        let got =
+            broadcast_syms(&[&[n.clone(), two.clone()], &[SymDim::known(1), SymDim::symbol("S")]])
+                .unwrap();
         assert_eq!(got, [n, two]);
     }
 
@@ -309,7 +316,8 @@ mod tests {
     fn packed_elements_survive_a_round_trip_at_every_length() {
         for bits in [2, 4] {
             for n in 0..10_usize {
-                let codes: Vec<u8> = (0..n).map(|i| (i * 7 + 1) as u8 & ((1 << bits) - 1)).collect();
+                let codes: Vec<u8> =
+                    (0..n).map(|i| (i * 7 + 1) as u8 & ((1 << bits) - 1)).collect();
                 let mut bytes = vec![0xff; (n * bits).div_ceil(8)];
                 pack(&codes, bits, &mut bytes);
                 assert_eq!(unpacked(&bytes, bits, n), codes);

@@ -19,6 +19,7 @@ pub(crate) static SOFTMAX: OpDef = OpDef {
     op_type: "Softmax",
     domain: "",
     versions: &[1, 11, 13],
+    attrs: &["axis"],
     infer: same_as_first,
     eval: |ctx, args| in_f32(ctx, args, |ctx, args| along(ctx, &args, Kind::Softmax)),
     role: Role::Quantized { inputs: &[InputRole::Activation], output: OutputRole::Fixed(0.0, 1.0) },
@@ -29,6 +30,7 @@ pub(crate) static LOG_SOFTMAX: OpDef = OpDef {
     op_type: "LogSoftmax",
     domain: "",
     versions: &[1, 11, 13],
+    attrs: &["axis"],
     infer: same_as_first,
     eval: |ctx, args| in_f32(ctx, args, |ctx, args| along(ctx, &args, Kind::LogSoftmax)),
     role: NO_INTEGER_FORM,
@@ -39,6 +41,7 @@ pub(crate) static HARDMAX: OpDef = OpDef {
     op_type: "Hardmax",
     domain: "",
     versions: &[1, 11, 13],
+    attrs: &["axis"],
     infer: same_as_first,
     eval: |ctx, args| in_f32(ctx, args, |ctx, args| along(ctx, &args, Kind::Hardmax)),
     role: NO_INTEGER_FORM,
@@ -52,11 +55,16 @@ enum Kind {
 }
 
 /// Elements that are normalized together: how many, and how far apart.
-pub(crate) fn normalized_run(node: &Node, opset: i64, dims: &[usize]) -> Result<(usize, usize), OpError> {
+pub(crate) fn normalized_run(
+    node: &Node,
+    opset: i64,
+    dims: &[usize],
+) -> Result<(usize, usize), OpError> {
     if opset < 13 {
         let axis = attr::int(node, "axis", 1)?;
         // Before version 11 the axis may be the rank itself: groups of one element.
-        let axis = if axis == dims.len() as i64 { dims.len() } else { normalize_axis(axis, dims.len())? };
+        let axis =
+            if axis == dims.len() as i64 { dims.len() } else { normalize_axis(axis, dims.len())? };
         return Ok((product(&dims[axis..]), 1));
     }
     let axis = normalize_axis(attr::int(node, "axis", -1)?, dims.len())?;

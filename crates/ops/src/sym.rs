@@ -136,7 +136,9 @@ impl SymDim {
 
 /// Divides by a single term, if every term of `a` divides.
 fn divide_exactly(a: &Expr, b: &Expr) -> Option<Expr> {
-    let [(divisor, &by)] = b.0.iter().collect::<Vec<_>>()[..] else { return (a == b).then(|| Expr::one()) };
+    let [(divisor, &by)] = b.0.iter().collect::<Vec<_>>()[..] else {
+        return (a == b).then(|| Expr::one());
+    };
     let mut terms = BTreeMap::new();
     for (monomial, &coefficient) in &a.0 {
         if coefficient % by != 0 {
@@ -163,7 +165,11 @@ impl fmt::Display for Expr {
             return f.write_str("0");
         }
         // The constant term, whose empty product sorts first, is written last.
-        let terms = self.0.iter().skip_while(|(m, _)| m.is_empty()).chain(self.0.get_key_value(&Vec::new()));
+        let terms = self
+            .0
+            .iter()
+            .skip_while(|(m, _)| m.is_empty())
+            .chain(self.0.get_key_value(&Vec::new()));
         for (i, (monomial, &coefficient)) in terms.enumerate() {
             let sign = match (i, coefficient < 0) {
                 (0, true) => "-",

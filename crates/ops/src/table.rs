@@ -2,7 +2,10 @@
 
 use midtread_graph::model::canonical_domain;
 
-use crate::{binary, cast, constant, conv, def::OpDef, gather, layout, matmul, norm, pool, qlinear, quantize, reduce, softmax, unary};
+use crate::{
+    binary, cast, constant, conv, def::OpDef, gather, layout, matmul, norm, pool, qlinear,
+    quantize, reduce, softmax, unary,
+};
 
 /// Sorted by domain and name. `docs/reference/operators.md` is generated from this list.
 pub static OPS: &[&OpDef] = &[
@@ -155,6 +158,7 @@ pub static OPS: &[&OpDef] = &[
     &qlinear::QLINEAR_MUL,
     &qlinear::QLINEAR_SIGMOID,
     &qlinear::QLINEAR_SOFTMAX,
+    &qlinear::QLINEAR_WHERE,
     &quantize::MS_QUANTIZE_LINEAR,
 ];
 

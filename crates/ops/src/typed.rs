@@ -68,7 +68,9 @@ pub(crate) fn in_f32(
     eval: impl FnOnce(&EvalCtx<'_>, Args) -> Result<Vec<Tensor>, OpError>,
 ) -> Result<Vec<Tensor>, OpError> {
     let is_half = |t: &&Tensor| matches!(t.dtype(), DataType::Float16 | DataType::Bfloat16);
-    let Some(half) = args.0.iter().flatten().find(is_half).map(Tensor::dtype) else { return eval(ctx, args) };
+    let Some(half) = args.0.iter().flatten().find(is_half).map(Tensor::dtype) else {
+        return eval(ctx, args);
+    };
     for tensor in args.0.iter_mut().flatten() {
         *tensor = widened(ctx, tensor)?;
     }
@@ -92,7 +94,11 @@ pub(crate) fn widened(ctx: &EvalCtx<'_>, tensor: &Tensor) -> Result<Tensor, OpEr
 }
 
 /// An `f32` tensor as one of the 16-bit floats, rounded to nearest even; anything else as it is.
-pub(crate) fn narrowed(ctx: &EvalCtx<'_>, tensor: &Tensor, to: DataType) -> Result<Tensor, OpError> {
+pub(crate) fn narrowed(
+    ctx: &EvalCtx<'_>,
+    tensor: &Tensor,
+    to: DataType,
+) -> Result<Tensor, OpError> {
     let dims = tensor.dims().to_vec();
     match (tensor.dtype(), to) {
         (DataType::Float, DataType::Float16) => ctx.pool.fill::<f16>(dims, |dst| {

@@ -59,12 +59,13 @@ pub(crate) fn kernel(ctx: &EvalCtx<'_>, mut x: Tensor, op: UnaryOp) -> Result<Te
 /// attributes of `$node`. With `f32 = $kernel`, a kernel does so for `f32`, and `$body` is for the other types.
 macro_rules! unary {
     ($(#[$doc:meta])* $name:ident: $op:literal, $versions:expr, $role:expr, f32 = $kernel:expr,
-     $t:ident in [$($rust:ty),*], |$node:ident| { $($setup:tt)* }, |$x:ident| $body:expr) => {
+     $t:ident in [$($rust:ty),*], |$node:ident| [$($attr:literal),*] { $($setup:tt)* }, |$x:ident| $body:expr) => {
         $(#[$doc])*
         pub(crate) static $name: OpDef = OpDef {
             op_type: $op,
             domain: "",
             versions: &$versions,
+            attrs: &[$($attr),*],
             infer: same_as_first,
             eval: |ctx, args| {
                 in_f32(ctx, args, |ctx, mut args| {
@@ -91,6 +92,7 @@ macro_rules! unary {
             op_type: $op,
             domain: "",
             versions: &$versions,
+            attrs: &[],
             infer: same_as_first,
             eval: |ctx, args| {
                 in_f32(ctx, args, |ctx, mut args| {
@@ -107,12 +109,13 @@ macro_rules! unary {
         };
     };
     ($(#[$doc:meta])* $name:ident: $op:literal, $versions:expr, $role:expr, $t:ident in [$($rust:ty),*],
-     |$node:ident| { $($setup:tt)* }, |$x:ident| $body:expr) => {
+     |$node:ident| [$($attr:literal),*] { $($setup:tt)* }, |$x:ident| $body:expr) => {
         $(#[$doc])*
         pub(crate) static $name: OpDef = OpDef {
             op_type: $op,
             domain: "",
             versions: &$versions,
+            attrs: &[$($attr),*],
             infer: same_as_first,
             eval: |ctx, args| {
                 in_f32(ctx, args, |ctx, mut args| {
@@ -134,6 +137,7 @@ macro_rules! unary {
             op_type: $op,
             domain: "",
             versions: &$versions,
+            attrs: &[],
             infer: same_as_first,
             eval: |ctx, args| {
                 in_f32(ctx, args, |ctx, mut args| {
@@ -221,44 +225,44 @@ unary!(/// `x * tanh(softplus(x))`. ONNX Mish 18 and 22.
     |x| x * (x.max(0.0) + (-x.abs()).exp().ln_1p()).tanh());
 unary!(/// ONNX LeakyRelu 6 and 16.
     LEAKY_RELU: "LeakyRelu", [6, 16], CALIBRATED, f32 = UnaryOp::LeakyRelu { alpha }, T in [f64],
-    |node| { let alpha = T::of(attr::float(node, "alpha", 0.01)?); },
+    |node| ["alpha"] { let alpha = T::of(attr::float(node, "alpha", 0.01)?); },
     |x| if x < 0.0 { alpha * x } else { x });
 unary!(/// ONNX ThresholdedRelu 10 and 22.
     THRESHOLDED_RELU: "ThresholdedRelu", [10, 22], NO_INTEGER_FORM, f32 = UnaryOp::ThresholdedRelu { alpha }, T in [f64],
-    |node| { let alpha = T::of(attr::float(node, "alpha", 1.0)?); },
+    |node| ["alpha"] { let alpha = T::of(attr::float(node, "alpha", 1.0)?); },
     |x| if alpha < x { x } else { 0.0 });
 unary!(/// ONNX Elu 6 and 22.
     ELU: "Elu", [6, 22], NO_INTEGER_FORM, f32 = UnaryOp::Elu { alpha }, T in [f64],
-    |node| { let alpha = T::of(attr::float(node, "alpha", 1.0)?); },
+    |node| ["alpha"] { let alpha = T::of(attr::float(node, "alpha", 1.0)?); },
     |x| if x < 0.0 { alpha * x.exp_m1() } else { x });
-unary!(/// ONNX Celu 12.
-    CELU: "Celu", [12], NO_INTEGER_FORM, f32 = UnaryOp::Celu { alpha }, T in [f64],
-    |node| { let alpha = T::of(attr::float(node, "alpha", 1.0)?); },
+unary!(/// ONNX Celu 12 and 28.
+    CELU: "Celu", [12, 28], NO_INTEGER_FORM, f32 = UnaryOp::Celu { alpha }, T in [f64],
+    |node| ["alpha"] { let alpha = T::of(attr::float(node, "alpha", 1.0)?); },
     |x| x.max(0.0) + (alpha * (x / alpha).exp_m1()).min(0.0));
 unary!(/// ONNX Selu 6 and 22.
     SELU: "Selu", [6, 22], NO_INTEGER_FORM, f32 = UnaryOp::Selu { alpha, gamma }, T in [f64],
-    |node| {
+    |node| ["alpha", "gamma"] {
         let alpha = T::of(attr::float(node, "alpha", 1.673_263_2)?);
         let gamma = T::of(attr::float(node, "gamma", 1.050_701)?);
     },
     |x| gamma * if x <= 0.0 { alpha * x.exp_m1() } else { x });
 unary!(/// ONNX HardSigmoid 6 and 22.
     HARD_SIGMOID: "HardSigmoid", [6, 22], NO_INTEGER_FORM, f32 = UnaryOp::HardSigmoid { alpha, beta }, T in [f64],
-    |node| {
+    |node| ["alpha", "beta"] {
         let alpha = T::of(attr::float(node, "alpha", 0.2)?);
         let beta = T::of(attr::float(node, "beta", 0.5)?);
     },
     |x| (alpha * x + beta).clamp(0.0, 1.0));
 unary!(/// `x` where it is farther than `lambd` from 0, moved towards 0 by `bias`. ONNX Shrink 9.
     SHRINK: "Shrink", [9], NO_INTEGER_FORM, T in [f32, f64],
-    |node| {
+    |node| ["bias", "lambd"] {
         let bias = T::of(attr::float(node, "bias", 0.0)?);
         let lambd = T::of(attr::float(node, "lambd", 0.5)?);
     },
     |x| if x < -lambd { x + bias } else if lambd < x { x - bias } else { 0.0 });
 unary!(/// `x * sigmoid(alpha * x)`. ONNX Swish 24.
     SWISH: "Swish", [24], NO_INTEGER_FORM, T in [f32, f64],
-    |node| { let alpha = T::of(attr::float(node, "alpha", 1.0)?); },
+    |node| ["alpha"] { let alpha = T::of(attr::float(node, "alpha", 1.0)?); },
     |x| x / (1.0 + (-alpha * x).exp()));
 unary!(/// ONNX Abs 6 and 13.
     ABS: "Abs", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Abs, T in [f64, i8, i16, i32, i64, u8, u16, u32, u64],
@@ -334,6 +338,7 @@ pub(crate) static RELU: OpDef = OpDef {
     op_type: "Relu",
     domain: "",
     versions: &[6, 13, 14],
+    attrs: &[],
     infer: same_as_first,
     eval: |ctx, args| {
         in_f32(ctx, args, |ctx, mut args| {
@@ -356,6 +361,7 @@ pub(crate) static CLIP: OpDef = OpDef {
     op_type: "Clip",
     domain: "",
     versions: &[6, 11, 12, 13],
+    attrs: &["max", "min"],
     infer: same_as_first,
     eval: |ctx, args| in_f32(ctx, args, clip),
     role: Role::Clamp { bounds: clip_bounds },
@@ -409,6 +415,7 @@ pub(crate) static GELU: OpDef = OpDef {
     op_type: "Gelu",
     domain: "",
     versions: &[20],
+    attrs: &["approximate"],
     infer: same_as_first,
     eval: |ctx, args| in_f32(ctx, args, gelu),
     role: NO_INTEGER_FORM,
@@ -419,6 +426,7 @@ pub(crate) static MS_GELU: OpDef = OpDef {
     op_type: "Gelu",
     domain: "com.microsoft",
     versions: &[1],
+    attrs: &[],
     infer: same_as_first,
     eval: |ctx, args| in_f32(ctx, args, gelu),
     role: NO_INTEGER_FORM,
@@ -448,6 +456,7 @@ pub(crate) static NOT: OpDef = OpDef {
     op_type: "Not",
     domain: "",
     versions: &[1],
+    attrs: &[],
     infer: same_as_first,
     eval: |ctx, args| {
         let x = args.required(0)?;
@@ -467,6 +476,7 @@ pub(crate) static IS_NAN: OpDef = OpDef {
     op_type: "IsNaN",
     domain: "",
     versions: &[9, 13, 20],
+    attrs: &[],
     infer: infer_bool,
     eval: |ctx, args| in_f32(ctx, args, |ctx, args| test_float(ctx, &args, |x| x.is_nan())),
     role: Role::Structural,
@@ -477,6 +487,7 @@ pub(crate) static IS_INF: OpDef = OpDef {
     op_type: "IsInf",
     domain: "",
     versions: &[10, 20],
+    attrs: &["detect_negative", "detect_positive"],
     infer: infer_bool,
     eval: |ctx, args| {
         let positive = attr::flag(ctx.node, "detect_positive", true)?;

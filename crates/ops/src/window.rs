@@ -43,9 +43,14 @@ impl WindowAttrs {
     /// Reads the attributes for `rank` spatial dimensions.
     pub(crate) fn read(node: &Node, rank: usize) -> Result<Self, OpError> {
         let list = |name: &'static str, n: usize, default: usize| -> Result<Vec<usize>, OpError> {
-            let list = attr::sizes(node, name)?.filter(|l| !l.is_empty()).unwrap_or_else(|| vec![default; n]);
+            let list = attr::sizes(node, name)?
+                .filter(|l| !l.is_empty())
+                .unwrap_or_else(|| vec![default; n]);
             if list.len() != n {
-                return Err(OpError::Invalid(format!("`{name}` has {} elements, not {n}", list.len())));
+                return Err(OpError::Invalid(format!(
+                    "`{name}` has {} elements, not {n}",
+                    list.len()
+                )));
             }
             Ok(list)
         };
@@ -62,7 +67,14 @@ impl WindowAttrs {
             "VALID" => AutoPad::Valid,
             other => return Err(OpError::Invalid(format!("`auto_pad` is `{other}`"))),
         };
-        Ok(Self { strides, dilations, begin, end, auto_pad, ceil: attr::flag(node, "ceil_mode", false)? })
+        Ok(Self {
+            strides,
+            dilations,
+            begin,
+            end,
+            auto_pad,
+            ceil: attr::flag(node, "ceil_mode", false)?,
+        })
     }
 
     /// The window over an input of the given spatial sizes.
@@ -76,7 +88,11 @@ impl WindowAttrs {
                 AutoPad::SameUpper | AutoPad::SameLower => {
                     out[d] = size.div_ceil(stride);
                     let total = (out[d].saturating_sub(1) * stride + reach).saturating_sub(size);
-                    begin[d] = if self.auto_pad == AutoPad::SameUpper { total / 2 } else { total - total / 2 };
+                    begin[d] = if self.auto_pad == AutoPad::SameUpper {
+                        total / 2
+                    } else {
+                        total - total / 2
+                    };
                     end[d] = total - begin[d];
                     continue;
                 }
@@ -85,7 +101,9 @@ impl WindowAttrs {
             }
             let padded = size + begin[d] + end[d];
             let room = padded.checked_sub(reach).ok_or_else(|| {
-                OpError::Invalid(format!("the window of {reach} is larger than the padded input of {padded}"))
+                OpError::Invalid(format!(
+                    "the window of {reach} is larger than the padded input of {padded}"
+                ))
             })?;
             out[d] = if self.ceil { room.div_ceil(stride) } else { room / stride } + 1;
             // A window must not begin in the padding behind the input.
@@ -120,7 +138,8 @@ impl WindowAttrs {
                 out.push(SymDim::known(one.over(&[n], &kernel[d..=d])?.out[0] as i64));
                 continue;
             }
-            let ceil_div = |x: &SymDim| x.add(&SymDim::known(self.strides[d] as i64 - 1)).div(&stride);
+            let ceil_div =
+                |x: &SymDim| x.add(&SymDim::known(self.strides[d] as i64 - 1)).div(&stride);
             let reach = reach(kernel[d], self.dilations[d])? as i64;
             out.push(match self.auto_pad {
                 AutoPad::SameUpper | AutoPad::SameLower => ceil_div(size),
@@ -173,7 +192,10 @@ impl Window {
     pub(crate) fn taps(&self, d: usize, o: usize) -> (std::ops::Range<usize>, usize) {
         let (start, dilation) = (o * self.strides[d], self.dilations[d]);
         let first = self.begin[d].saturating_sub(start).div_ceil(dilation);
-        let last = (self.input[d] + self.begin[d]).saturating_sub(start).div_ceil(dilation).min(self.kernel[d]);
+        let last = (self.input[d] + self.begin[d])
+            .saturating_sub(start)
+            .div_ceil(dilation)
+            .min(self.kernel[d]);
         let first = first.min(last);
         (first..last, (start + first * dilation).saturating_sub(self.begin[d]))
     }
@@ -183,7 +205,8 @@ impl Window {
     pub(crate) fn reach_of(&self, d: usize, k: usize) -> (std::ops::Range<usize>, usize) {
         let (shift, stride) = (k * self.dilations[d], self.strides[d]);
         let first = self.begin[d].saturating_sub(shift).div_ceil(stride);
-        let last = (self.input[d] + self.begin[d]).saturating_sub(shift).div_ceil(stride).min(self.out[d]);
+        let last =
+            (self.input[d] + self.begin[d]).saturating_sub(shift).div_ceil(stride).min(self.out[d]);
         let first = first.min(last);
         (first..last, (first * stride + shift).saturating_sub(self.begin[d]))
     }
@@ -195,9 +218,13 @@ mod tests {
 
     #[test]
     fn taps_and_reach_are_the_positions_inside_the_input() {
-        for (input, kernel, stride, dilation, begin, end) in
-            [(7, 3, 2, 1, 1, 1), (5, 3, 1, 2, 2, 2), (4, 5, 3, 1, 2, 4), (1, 1, 1, 1, 0, 0), (3, 2, 2, 3, 3, 0)]
-        {
+        for (input, kernel, stride, dilation, begin, end) in [
+            (7, 3, 2, 1, 1, 1),
+            (5, 3, 1, 2, 2, 2),
+            (4, 5, 3, 1, 2, 4),
+            (1, 1, 1, 1, 0, 0),
+            (3, 2, 2, 3, 3, 0),
+        ] {
             let attrs = WindowAttrs {
                 strides: vec![stride],
                 dilations: vec![dilation],
@@ -207,7 +234,9 @@ mod tests {
                 ceil: false,
             };
             let w = attrs.over(&[input], &[kernel]).unwrap();
-            let at = |o: usize, k: usize| (o * stride + k * dilation).checked_sub(begin).filter(|&i| i < input);
+            let at = |o: usize, k: usize| {
+                (o * stride + k * dilation).checked_sub(begin).filter(|&i| i < input)
+            };
             for o in 0..w.out[0] {
                 let (range, first) = w.taps(0, o);
                 for k in 0..kernel {

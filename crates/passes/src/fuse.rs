@@ -54,12 +54,15 @@ impl Linear {
         if !canonical_domain(&node.domain).is_empty() || !op_types.contains(&node.op_type.as_str()) {
             return Err(None);
         }
-        let name = graph.value_name(y);
+        let w_id = node.input(1).ok_or(None)?;
+        if view.constant(graph, w_id).is_none() && ["Gemm", "MatMul"].contains(&node.op_type.as_str()) {
+            // A product of two activations has no weight.
+            return Err(None);
+        }
+        let (name, w_name) = (graph.value_name(y), graph.value_name(w_id));
         if view.links.only_consumer(y) != Some(user) {
             return Err(unmet(name, "it has another use"));
         }
-        let w_id = node.input(1).ok_or(None)?;
-        let w_name = graph.value_name(w_id);
         let weight_tensor =
             view.constant(graph, w_id).ok_or_else(|| unmet(w_name, "the weight is not constant"))?;
         let weight = floats(weight_tensor).ok_or_else(|| unmet(w_name, "the weight is not float32"))?;

@@ -159,6 +159,8 @@ fn merge(inferred: Info, ty: Option<&Type>, is_output: bool) -> (Info, Option<St
         (a @ None, Some(b)) => *a = Some(b),
         (_, None) => {}
     }
+    // Without an element type nothing is written, and there is nothing to correct.
+    let contradiction = contradiction.filter(|_| info.elem.is_some());
     (info, contradiction)
 }
 

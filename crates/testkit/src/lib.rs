@@ -4,6 +4,8 @@
 //! data; `cargo xtask test` sets both up and tells the tests where they are.
 #![forbid(unsafe_code)]
 
+pub mod npz;
+
 use std::{
     path::{Path, PathBuf},
     process::Command,

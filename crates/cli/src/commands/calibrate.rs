@@ -43,10 +43,11 @@ impl Calibrate {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
         let progress = context.stages();
         let options = Options {
-            prepare: self.prepare.options(),
+            prepare: self.prepare.options(Some(self.opset.opset))?,
             plan: PlanOptions::default(),
             target: midtread::Target::find("onnxruntime_cpu").map_err(midtread::Error::from)?,
             format: midtread::Format::Qdq,
+            collect: None,
             n_threads: context.n_threads,
             max_bytes: context.max_bytes,
             progress: &progress,
@@ -54,12 +55,12 @@ impl Calibrate {
         };
         let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
         let samples = samples::open(&self.data, &model, context)?;
-        let (prepared, _) = quantize::prepare(model, &options.prepare, self.opset.opset)?;
+        let (prepared, _) = midtread::passes::prepare(model, &options.prepare).map_err(midtread::Error::from)?;
         let collect = match self.collect {
             What::Extrema => Collect::Extrema,
             What::Histogram => Collect::Histogram,
         };
-        let stats = quantize::measure(&prepared, &*samples, collect, &options)?;
+        let stats = quantize::measure(&prepared, &samples, collect, &options)?;
         drop(progress);
         write(&self.output, stats.to_text().as_bytes())?;
         let (n_tensors, n_samples) = (stats.tensors().len(), stats.samples().len());

@@ -43,7 +43,7 @@ impl Evaluate {
         let model = onnx::load(&self.model).map_err(Error::from)?;
         let against = self.against.as_ref().map(|p| onnx::load(p).map_err(Error::from)).transpose()?;
         let data = samples::open(&self.data, &model, context)?;
-        let labels = self.labels.as_ref().map(|path| samples::labels(path, &*data)).transpose()?;
+        let labels = self.labels.as_ref().map(|path| samples::labels(path, &data)).transpose()?;
         let predict = |what: &str, model: &Model| -> anyhow::Result<Vec<Prediction>> {
             let bar = context.bar(what, data.names().len());
             let options = RunOptions {
@@ -53,7 +53,7 @@ impl Evaluate {
                 progress: &|n| bar.set_position(n as u64),
                 interrupted: &context.interrupted,
             };
-            let predictions = predict(model, &*data as &dyn Samples, &options);
+            let predictions = predict(model, &data, &options);
             bar.finish_and_clear();
             Ok(predictions?)
         };

@@ -48,7 +48,7 @@ impl Inspect {
             let outputs: Vec<_> = graph.outputs.iter().map(port).collect();
             let ops = operators(graph);
             let weights: usize = constants(graph).map(|t| t.len()).sum();
-            let bytes = samples::model_bytes(path)?;
+            let bytes = samples::model_bytes(path, &model)?;
             if context.json {
                 let ports = |ports: &[(String, String)]| -> Vec<_> {
                     ports.iter().map(|(name, ty)| json!({ "name": name, "type": ty })).collect()

@@ -38,7 +38,7 @@ impl PlanCommand {
         let (options, target) = (self.plan.options()?, self.plan.target()?);
         let stats = self.stats.as_deref().map(super::stats::load).transpose()?;
         let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
-        let (prepared, _) = midtread::quantize::prepare(model, &self.prepare.options(), self.opset.opset)?;
+        let (prepared, _) = midtread::passes::prepare(model, &self.prepare.options(Some(self.opset.opset))?).map_err(midtread::Error::from)?;
         let plan = midtread::plan(&prepared, stats.as_ref(), &target, &options).map_err(midtread::Error::from)?;
         write(&self.output, plan.to_text().as_bytes())?;
         let counts = plan.counts();

@@ -44,12 +44,12 @@ impl Prepare {
         }
         let path = self.model.as_ref().expect("clap asks for it");
         let model = onnx::load(path).map_err(midtread::Error::from)?;
+        let bytes_in = samples::model_bytes(path, &model)?;
         let n_before = model.graph.nodes.len();
-        let (prepared, report) = midtread::quantize::prepare(model, &self.prepare.options(), self.opset.opset)?;
+        let (prepared, report) = midtread::passes::prepare(model, &self.prepare.options(Some(self.opset.opset))?).map_err(midtread::Error::from)?;
         let output = self.output.clone().unwrap_or_else(|| default_output(path, "prepared"));
         context.check_interrupted()?;
         let saved = onnx::save(&prepared, &output, &SaveOptions::default()).map_err(midtread::Error::from)?;
-        let bytes_in = samples::model_bytes(path)?;
         if context.json {
             let passes: Vec<_> = report
                 .passes

@@ -34,7 +34,7 @@ pub(crate) struct Quantize {
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
-    data: OptionalData,
+    data: DataArgs,
     #[command(flatten)]
     plan: PlanArgs,
     #[command(flatten)]
@@ -52,13 +52,6 @@ pub(crate) struct Quantize {
     ledger: bool,
 }
 
-/// Data that only the static scheme needs.
-#[derive(Args)]
-struct OptionalData {
-    #[command(flatten)]
-    data: DataArgs,
-}
-
 impl Quantize {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
         let start = std::time::Instant::now();
@@ -66,9 +59,10 @@ impl Quantize {
         let output = self.output.clone().unwrap_or_else(|| default_output(&self.model, "int8"));
         let progress = context.stages();
         let options = Options {
-            prepare: self.prepare.options(),
+            prepare: self.prepare.options(None)?,
             target: self.plan.target()?,
             format: self.format.format,
+            collect: None,
             n_threads: context.n_threads,
             max_bytes: context.max_bytes,
             progress: &progress,
@@ -77,10 +71,12 @@ impl Quantize {
         };
         let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
         let samples = match options.plan.scheme {
-            Scheme::Static => Some(samples::open(&self.data.data, &model, context)?),
+            Scheme::Static => Some(samples::open(&self.data, &model, context)?),
             Scheme::Dynamic | Scheme::WeightOnly => None,
         };
-        let result = midtread::quantize(model, samples.as_deref(), &options)?;
+        let bytes_in = samples::model_bytes(&self.model, &model)?;
+        let samples = samples.as_ref().map(|s| s as &dyn midtread::quant::calibrate::Samples);
+        let result = midtread::quantize(model, samples, &options)?;
         drop(progress);
         context.check_interrupted()?;
         if let (Some(path), Some(stats)) = (&self.save_stats, &result.stats) {
@@ -90,7 +86,6 @@ impl Quantize {
             write(path, result.plan.to_text().as_bytes())?;
         }
         let saved = onnx::save(&result.model, &output, &SaveOptions::default()).map_err(midtread::Error::from)?;
-        let bytes_in = samples::model_bytes(&self.model)?;
         let seconds = start.elapsed().as_secs_f64();
         if context.json {
             context.print_json(&document(&output.display().to_string(), bytes_in, saved.n_bytes, &result, seconds));

@@ -14,7 +14,7 @@ use crate::{
 
 #[derive(Args)]
 #[command(after_help = "Examples:
-  midtread run model.onnx --inputs in.npz --outputs out.npz
+  midtread run model.onnx --inputs in.npz --outputs out/
   midtread run model.onnx --inputs in.npz --repeat 100 --threads 1
   midtread run model.onnx --inputs in.npz --profile")]
 pub(crate) struct Run {
@@ -23,8 +23,8 @@ pub(crate) struct Run {
     /// The inputs, by name: an .npz file, or an .npy file for a model with one input
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
-    /// Write the outputs here, by name, as .npz
-    #[arg(long, value_name = "FILE")]
+    /// Write each output to this folder, as NAME.npy
+    #[arg(long, value_name = "FOLDER")]
     outputs: Option<PathBuf>,
     /// Run this many times and show how long one takes
     #[arg(long, value_name = "N")]
@@ -42,7 +42,7 @@ impl Run {
             .map_err(midtread::Error::Run)?;
         let outputs = interpreter.run(inputs.clone()).map_err(midtread::Error::Run)?;
         if let Some(path) = &self.outputs {
-            samples::write_npz(path, &outputs)?;
+            samples::write_outputs(path, &outputs)?;
         }
         let times = match self.repeat {
             Some(n) => Some(latency(&model, &inputs, n.get(), context.n_threads)?),

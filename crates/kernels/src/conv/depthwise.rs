@@ -4,6 +4,11 @@
 //! so every kernel element reads a run of neighbours for a run of outputs, whatever the stride and the dilation, and
 //! the inner loop has no borders.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "registers are addressed by their place in the tile"
+)]
+
 use crate::par::{self, Disjoint};
 use crate::simd::{Scalar, Simd};
 use crate::variant::{self, Isa, Variant, VariantInfo};
@@ -123,7 +128,8 @@ impl Geometry {
                 // Column `i` there is column `i * stride + remainder` of the padded image.
                 let first = left.saturating_sub(remainder).div_ceil(stride);
                 let source = first * stride + remainder - left;
-                let n = width.saturating_sub(source).div_ceil(stride).min(phase.saturating_sub(first));
+                let n =
+                    width.saturating_sub(source).div_ceil(stride).min(phase.saturating_sub(first));
                 [remainder * phase + first, source, n]
             })
             .filter(|[.., n]| 0 < *n)
@@ -183,7 +189,12 @@ fn run_with(
 
 /// The convolution of integers: element `i` of the input is `x(i)`. All sums must be below 2^24, where floats are
 /// exact.
-pub(crate) fn run_integer(conv: &Conv2d, x: impl Fn(usize) -> f32 + Sync, w: &[f32], y: &mut [i32]) {
+pub(crate) fn run_integer(
+    conv: &Conv2d,
+    x: impl Fn(usize) -> f32 + Sync,
+    w: &[f32],
+    y: &mut [i32],
+) {
     // One image's channel at a time, as an image of its own.
     let [out_h, out_w] = conv.output();
     let (x_len, y_len) = (conv.input[0] * conv.input[1], out_h * out_w);
@@ -286,6 +297,12 @@ fn copy_run<S: Simd>(s: S, from: &[f32], stride: usize, to: &mut [f32]) {
 
 #[inline(always)]
 fn run_plane<S: Simd>(s: S, plane: &Plane, y: &mut [f32]) {
+    if !S::HAS_LATENCY {
+        for col in (0..plane.width).step_by(S::N) {
+            run_columns::<S, 1, 1>(s, plane, col, y);
+        }
+        return;
+    }
     // Rows and registers of columns at once: enough sums to hide the latency of an addition.
     let mut col = 0;
     while col < plane.width {

@@ -50,8 +50,10 @@ impl<'a, T: Copy + Default> Windows<'a, T> {
                     // Column `out_col + i` reads `first + i * stride_w - pad_left`.
                     let first = out_col * stride_w + col_offset;
                     let n_before = pad_left.saturating_sub(first).div_ceil(stride_w).min(len);
-                    let n_inside =
-                        (width + pad_left).saturating_sub(first).div_ceil(stride_w).clamp(n_before, len);
+                    let n_inside = (width + pad_left)
+                        .saturating_sub(first)
+                        .div_ceil(stride_w)
+                        .clamp(n_before, len);
                     run[..n_before].fill(self.pad);
                     run[n_inside..].fill(self.pad);
                     if n_before < n_inside {

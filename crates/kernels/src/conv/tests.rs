@@ -28,16 +28,8 @@ pub(crate) fn convs() -> impl Strategy<Value = Conv2d> {
         (1_usize..3, channels, prop::array::uniform2(1_usize..40)),
         (pair(1..6), pair(1..4), prop::array::uniform4(0_usize..4), pair(1..3)),
     )
-        .prop_map(|((n, (c_in, c_out, groups), input), (kernel, strides, pads, dilations))| Conv2d {
-            n,
-            c_in,
-            c_out,
-            input,
-            kernel,
-            strides,
-            pads,
-            dilations,
-            groups,
+        .prop_map(|((n, (c_in, c_out, groups), input), (kernel, strides, pads, dilations))| {
+            Conv2d { n, c_in, c_out, input, kernel, strides, pads, dilations, groups }
         })
 }
 
@@ -124,12 +116,45 @@ fn the_layers_of_a_mobile_network_have_the_bits_of_the_definition() {
         Conv2d { pads: [0, 0, 1, 1], ..SMALL },
         // Several blocks of `k` and of columns.
         Conv2d { c_in: 40, c_out: 9, input: [40, 41], strides: [1, 1], ..SMALL },
-        Conv2d { c_in: 400, c_out: 13, input: [7, 7], kernel: [1, 1], strides: [1, 1], pads: [0; 4], ..SMALL },
+        Conv2d {
+            c_in: 400,
+            c_out: 13,
+            input: [7, 7],
+            kernel: [1, 1],
+            strides: [1, 1],
+            pads: [0; 4],
+            ..SMALL
+        },
         Conv2d { c_in: 7, c_out: 7, groups: 7, input: [56, 56], strides: [1, 1], ..SMALL },
         Conv2d { c_in: 7, c_out: 7, groups: 7, input: [57, 112], ..SMALL },
-        Conv2d { c_in: 5, c_out: 5, groups: 5, input: [28, 28], kernel: [5, 5], pads: [2; 4], ..SMALL },
-        Conv2d { c_in: 5, c_out: 5, groups: 5, input: [7, 7], kernel: [5, 5], strides: [1, 1], pads: [2; 4], ..SMALL },
-        Conv2d { c_in: 5, c_out: 5, groups: 5, input: [14, 14], kernel: [3, 3], strides: [1, 1], ..SMALL },
+        Conv2d {
+            c_in: 5,
+            c_out: 5,
+            groups: 5,
+            input: [28, 28],
+            kernel: [5, 5],
+            pads: [2; 4],
+            ..SMALL
+        },
+        Conv2d {
+            c_in: 5,
+            c_out: 5,
+            groups: 5,
+            input: [7, 7],
+            kernel: [5, 5],
+            strides: [1, 1],
+            pads: [2; 4],
+            ..SMALL
+        },
+        Conv2d {
+            c_in: 5,
+            c_out: 5,
+            groups: 5,
+            input: [14, 14],
+            kernel: [3, 3],
+            strides: [1, 1],
+            ..SMALL
+        },
     ];
     for conv in layers {
         let [got, want] = both(&conv, 11, true, Some((0.0, 6.0)));

@@ -77,7 +77,14 @@ fn each(run: Run, y: &mut [f32], f: impl Fn(f32, f32) -> f32) {
 /// # Panics
 ///
 /// When a slice has another length than its sizes say, or the shapes do not broadcast.
-pub fn binary(op: BinaryOp, a: &[f32], a_dims: &[usize], b: &[f32], b_dims: &[usize], y: &mut [f32]) {
+pub fn binary(
+    op: BinaryOp,
+    a: &[f32],
+    a_dims: &[usize],
+    b: &[f32],
+    b_dims: &[usize],
+    y: &mut [f32],
+) {
     let kernel = variant::select(VARIANTS);
     let cost = match op {
         BinaryOp::Pow => 5.0,

@@ -12,19 +12,31 @@ use super::math;
 pub enum UnaryOp {
     Abs,
     Ceil,
-    Celu { alpha: f32 },
+    Celu {
+        alpha: f32,
+    },
     /// `min(max(x, lo), hi)`; NaN stays NaN.
-    Clip { lo: f32, hi: f32 },
+    Clip {
+        lo: f32,
+        hi: f32,
+    },
     Cos,
-    Elu { alpha: f32 },
+    Elu {
+        alpha: f32,
+    },
     Erf,
     Exp,
     Floor,
     Gelu,
     GeluTanh,
-    HardSigmoid { alpha: f32, beta: f32 },
+    HardSigmoid {
+        alpha: f32,
+        beta: f32,
+    },
     HardSwish,
-    LeakyRelu { alpha: f32 },
+    LeakyRelu {
+        alpha: f32,
+    },
     Log,
     Mish,
     Neg,
@@ -33,7 +45,10 @@ pub enum UnaryOp {
     Relu,
     /// To the nearest, ties to even.
     Round,
-    Selu { alpha: f32, gamma: f32 },
+    Selu {
+        alpha: f32,
+        gamma: f32,
+    },
     Sigmoid,
     Sign,
     /// `x * sigmoid(x)`; ONNX's `Swish` with `alpha` 1.
@@ -44,7 +59,9 @@ pub enum UnaryOp {
     Sqrt,
     Tan,
     Tanh,
-    ThresholdedRelu { alpha: f32 },
+    ThresholdedRelu {
+        alpha: f32,
+    },
 }
 
 autovec!(pub(super) VARIANTS, fn(op: UnaryOp, x: &[f32], y: &mut [f32]) = run);

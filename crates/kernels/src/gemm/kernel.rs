@@ -1,5 +1,10 @@
 //! The tile of a product: rows of `a` times a panel of `b`, in registers.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "registers are addressed by their place in the tile"
+)]
+
 use std::ops::Range;
 
 use crate::par::Disjoint;
@@ -44,11 +49,11 @@ pub(super) struct Kernel {
 pub(super) static VARIANTS: &[Variant<Kernel>] = &[
     #[cfg(target_arch = "x86_64")]
     Variant::new(
-        "avx512-12x32",
+        "avx512-8x32",
         Isa::Avx512,
         crate::variant::has_avx512,
         Kernel {
-            mr: 12,
+            mr: 8,
             nr: 32,
             // SAFETY: `Variant::get` hands this out only when `has_avx512` has found the features.
             run: |block| unsafe { avx512(block) },
@@ -97,7 +102,7 @@ fn avx2(block: &Block) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 fn avx512(block: &Block) {
-    run::<_, 12>(crate::simd::Avx512::new(), block);
+    run::<_, 8>(crate::simd::Avx512::new(), block);
 }
 
 /// Runs a block in tiles of at most `MR` rows and two registers.
@@ -150,10 +155,6 @@ impl Tile<'_> {
             6 => self.run::<S, 6, NV>(s),
             7 if 8 < S::N => self.run::<S, 7, NV>(s),
             8 if 8 < S::N => self.run::<S, 8, NV>(s),
-            9 if 8 < S::N => self.run::<S, 9, NV>(s),
-            10 if 8 < S::N => self.run::<S, 10, NV>(s),
-            11 if 8 < S::N => self.run::<S, 11, NV>(s),
-            12 if 8 < S::N => self.run::<S, 12, NV>(s),
             _ => unreachable!("no tile is higher than the kernel's"),
         }
     }

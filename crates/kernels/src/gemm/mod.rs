@@ -70,7 +70,10 @@ impl<'a> MatRef<'a> {
     /// The matrix of the same shape that starts `offset` elements further on.
     fn skip(self, offset: usize) -> Self {
         let data = &self.data[offset..];
-        assert!(self.n_rows * self.n_cols <= data.len(), "a matrix at {offset} is inside its slice");
+        assert!(
+            self.n_rows * self.n_cols <= data.len(),
+            "a matrix at {offset} is inside its slice"
+        );
         Self { data, ..self }
     }
 }
@@ -180,7 +183,15 @@ pub fn gemm_batch(
                 Bias::PerRow(bias) => Bias::PerColumn(bias),
                 Bias::None => Bias::None,
             };
-            run(kernel, b.data, b.col_stride, [n, k, 1], &a.t(), c, &Epilogue { bias, ..*epilogue });
+            run(
+                kernel,
+                b.data,
+                b.col_stride,
+                [n, k, 1],
+                &a.t(),
+                c,
+                &Epilogue { bias, ..*epilogue },
+            );
         } else if a.col_stride == 1 {
             run(kernel, a.data, a.row_stride, [m, k, n], &b, c, epilogue);
         } else {

@@ -1,5 +1,10 @@
 //! The tile of an integer product: words of `a` times a panel of words of `b`, in registers.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "registers are addressed by their place in the tile"
+)]
+
 use std::ops::Range;
 
 use crate::par::Disjoint;
@@ -54,11 +59,11 @@ pub(super) struct Kernel {
 pub(super) static VARIANTS: &[Variant<Kernel>] = &[
     #[cfg(target_arch = "x86_64")]
     Variant::new(
-        "avx512_vnni-12x32",
+        "avx512_vnni-8x32",
         Isa::Avx512,
         || crate::variant::has_avx512() && is_x86_feature_detected!("avx512vnni"),
         Kernel {
-            mr: 12,
+            mr: 8,
             nr: 32,
             words: Words::U8I8,
             // SAFETY: `Variant::get` hands this out only when the line above has found the features.
@@ -67,11 +72,11 @@ pub(super) static VARIANTS: &[Variant<Kernel>] = &[
     ),
     #[cfg(target_arch = "x86_64")]
     Variant::new(
-        "avx512-12x32",
+        "avx512-8x32",
         Isa::Avx512,
         crate::variant::has_avx512,
         Kernel {
-            mr: 12,
+            mr: 8,
             nr: 32,
             words: Words::I16,
             // SAFETY: `Variant::get` hands this out only when `has_avx512` has found the features.
@@ -194,10 +199,6 @@ fn run<D: Dot, const MR: usize>(d: D, block: &Block) {
                 6 if 6 <= MR => tile.run::<D, 6>(d),
                 7 if 7 <= MR => tile.run::<D, 7>(d),
                 8 if 8 <= MR => tile.run::<D, 8>(d),
-                9 if 9 <= MR => tile.run::<D, 9>(d),
-                10 if 10 <= MR => tile.run::<D, 10>(d),
-                11 if 11 <= MR => tile.run::<D, 11>(d),
-                12 if 12 <= MR => tile.run::<D, 12>(d),
                 _ => unreachable!("no tile is higher than the kernel's"),
             }
         }
@@ -348,11 +349,11 @@ mod x86_64 {
 
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
     pub(super) fn avx512(block: &Block) {
-        run::<_, 12>(Avx512::new(), block);
+        run::<_, 8>(Avx512::new(), block);
     }
 
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     pub(super) fn avx512_vnni(block: &Block) {
-        run::<_, 12>(Avx512Vnni::new(), block);
+        run::<_, 8>(Avx512Vnni::new(), block);
     }
 }

@@ -290,7 +290,17 @@ impl Task<'_> {
             col_sums.fill(0);
             for block in 0..n_blocks {
                 let ks = self.n_words.min(block * kc)..self.n_words.min((block + 1) * kc);
-                pack_panels(b, b_zero_points, self.k, &ks, &cols, nr, words, &mut panels, &mut col_sums);
+                pack_panels(
+                    b,
+                    b_zero_points,
+                    self.k,
+                    &ks,
+                    &cols,
+                    nr,
+                    words,
+                    &mut panels,
+                    &mut col_sums,
+                );
                 (self.kernel.run)(&Block {
                     a: self.a_words,
                     lda: self.n_words,
@@ -318,8 +328,9 @@ impl Task<'_> {
         col_sums: &[i32],
         a_zero: &impl Fn(usize) -> i32,
     ) {
-        let b_zero =
-            |col: usize| b_zero_points[if b_zero_points.len() == 1 { 0 } else { col }] + i32::from(b_to_u8) - 128;
+        let b_zero = |col: usize| {
+            b_zero_points[if b_zero_points.len() == 1 { 0 } else { col }] + i32::from(b_to_u8) - 128
+        };
         for row in self.rows.clone() {
             let words = &self.a_words[row * self.n_words..][..self.n_words];
             let row_sum = words.iter().fold(0_i32, |sum, w| {

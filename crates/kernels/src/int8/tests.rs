@@ -10,7 +10,8 @@ fn definition(
     b: &[i32],
     b_zero_points: &[i32],
 ) -> Vec<i32> {
-    let zero = |zero_points: &[i32], i: usize| zero_points[if zero_points.len() == 1 { 0 } else { i }];
+    let zero =
+        |zero_points: &[i32], i: usize| zero_points[if zero_points.len() == 1 { 0 } else { i }];
     (0..m * n)
         .map(|c| {
             let (i, j) = (c / n, c % n);
@@ -145,13 +146,8 @@ fn blocks_of_k_rows_and_columns_add_up() {
     let [m, k, n] = [70, 2001, 300];
     let (a, b) = (noise(m * k, 1), noise(k * n, 2));
     let b_i8 = signed(&b);
-    let want = definition(
-        [m, k, n],
-        &widened(Codes::U8(&a)),
-        &[131],
-        &widened(Codes::I8(&b_i8)),
-        &[-3],
-    );
+    let want =
+        definition([m, k, n], &widened(Codes::U8(&a)), &[131], &widened(Codes::I8(&b_i8)), &[-3]);
     for variant in kernel::VARIANTS {
         let Some(kernel) = variant.get() else { continue };
         let mut c = vec![-1; m * n];

@@ -90,7 +90,8 @@ proptest! {
         };
         let sum = |c: &[f32]| c.iter().sum::<f32>();
         let squares = |c: &[f32]| c.iter().map(|x| x * x).sum::<f32>();
-        let cases: [(ReduceOp, &dyn Fn(&[f32]) -> f32); 7] = [
+        type Case<'a> = (ReduceOp, &'a dyn Fn(&[f32]) -> f32);
+        let cases: [Case; 7] = [
             (ReduceOp::Sum, &sum),
             (ReduceOp::Mean, &|c| sum(c) / c.len() as f32),
             (ReduceOp::Max, &|c| c.iter().copied().fold(f32::NEG_INFINITY, f32::max)),
@@ -146,8 +147,11 @@ fn variants_of_a_reduction_have_the_same_bits() {
     for len in 0..=100 {
         let x: Vec<f32> = (0..len).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
         for op in [ReduceOp::Sum, ReduceOp::SumSquare, ReduceOp::Prod, ReduceOp::LogSumExp] {
-            let all: Vec<u32> =
-                REDUCE_ROW.iter().filter_map(|v| v.get()).map(|run| run(op, &x).to_bits()).collect();
+            let all: Vec<u32> = REDUCE_ROW
+                .iter()
+                .filter_map(|v| v.get())
+                .map(|run| run(op, &x).to_bits())
+                .collect();
             assert!(all.iter().all(|bits| *bits == all[0]), "{op:?} of {len}");
         }
     }

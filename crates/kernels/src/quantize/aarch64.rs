@@ -156,22 +156,25 @@ fn store_u8(q: &mut [u8; 8], a: int32x4_t, b: int32x4_t) {
 #[inline]
 #[target_feature(enable = "neon")]
 fn store_i8(q: &mut [i8; 8], a: int32x4_t, b: int32x4_t) {
+    let codes = vmovn_s16(narrow(a, b));
     // SAFETY: `q` is 8 writable bytes.
-    unsafe { vst1_s8(q.as_mut_ptr(), vmovn_s16(narrow(a, b))) }
+    unsafe { vst1_s8(q.as_mut_ptr(), codes) }
 }
 
 #[inline]
 #[target_feature(enable = "neon")]
 fn store_u16(q: &mut [u16; 8], a: int32x4_t, b: int32x4_t) {
+    let codes = vreinterpretq_u16_s16(narrow(a, b));
     // SAFETY: `q` is 16 writable bytes.
-    unsafe { vst1q_u16(q.as_mut_ptr(), vreinterpretq_u16_s16(narrow(a, b))) }
+    unsafe { vst1q_u16(q.as_mut_ptr(), codes) }
 }
 
 #[inline]
 #[target_feature(enable = "neon")]
 fn store_i16(q: &mut [i16; 8], a: int32x4_t, b: int32x4_t) {
+    let codes = narrow(a, b);
     // SAFETY: `q` is 16 writable bytes.
-    unsafe { vst1q_s16(q.as_mut_ptr(), narrow(a, b)) }
+    unsafe { vst1q_s16(q.as_mut_ptr(), codes) }
 }
 
 #[inline]

@@ -361,29 +361,33 @@ pub(super) mod avx512 {
     #[inline]
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
     fn store_u8(q: &mut [u8; 16], codes: __m512i) {
+        let codes = _mm512_cvtepi32_epi8(codes);
         // SAFETY: `q` is 16 writable bytes, and `storeu` takes any alignment.
-        unsafe { _mm_storeu_si128(q.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(codes)) }
+        unsafe { _mm_storeu_si128(q.as_mut_ptr().cast(), codes) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
     fn store_i8(q: &mut [i8; 16], codes: __m512i) {
+        let codes = _mm512_cvtepi32_epi8(codes);
         // SAFETY: `q` is 16 writable bytes, and `storeu` takes any alignment.
-        unsafe { _mm_storeu_si128(q.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(codes)) }
+        unsafe { _mm_storeu_si128(q.as_mut_ptr().cast(), codes) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
     fn store_u16(q: &mut [u16; 16], codes: __m512i) {
+        let codes = _mm512_cvtepi32_epi16(codes);
         // SAFETY: `q` is 32 writable bytes, and `storeu` takes any alignment.
-        unsafe { _mm256_storeu_si256(q.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(codes)) }
+        unsafe { _mm256_storeu_si256(q.as_mut_ptr().cast(), codes) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
     fn store_i16(q: &mut [i16; 16], codes: __m512i) {
+        let codes = _mm512_cvtepi32_epi16(codes);
         // SAFETY: `q` is 32 writable bytes, and `storeu` takes any alignment.
-        unsafe { _mm256_storeu_si256(q.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(codes)) }
+        unsafe { _mm256_storeu_si256(q.as_mut_ptr().cast(), codes) }
     }
 
     #[inline]

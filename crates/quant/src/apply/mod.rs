@@ -56,6 +56,8 @@ impl fmt::Display for Format {
 pub fn required_opset(plan: &Plan, format: Format) -> i64 {
     let mut needed = match (plan.scheme, format) {
         (Scheme::Dynamic, _) => 11,
+        // MaxPool takes 8-bit integers from 12 on.
+        (Scheme::Static, Format::QOperator) => 12,
         (Scheme::Static | Scheme::WeightOnly, _) => 10,
     };
     for tensor in plan.tensors.values() {

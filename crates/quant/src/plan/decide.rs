@@ -60,15 +60,26 @@ impl Ranges for BTreeMap<String, (f32, f32)> {
 ///
 /// Every option is checked before anything is decided: names against the model, types and forms against the target.
 pub fn plan(model: &Model, stats: Option<&Stats>, target: &Target, options: &PlanOptions) -> Result<Plan, Error> {
-    if stats.is_some_and(|stats| !stats.model().is_empty() && stats.model() != fingerprint(model)) {
+    let fingerprint = fingerprint(model);
+    if stats.is_some_and(|stats| !stats.model().is_empty() && stats.model() != fingerprint) {
         return Err(Error::StatsOfAnotherModel);
     }
-    plan_ranges(model, stats.map(|stats| stats as &dyn Ranges), target, options)
+    decide(model, fingerprint, stats.map(|stats| stats as &dyn Ranges), target, options)
 }
 
 /// [`plan`], with ranges from anywhere.
 pub fn plan_ranges(
     model: &Model,
+    ranges: Option<&dyn Ranges>,
+    target: &Target,
+    options: &PlanOptions,
+) -> Result<Plan, Error> {
+    decide(model, fingerprint(model), ranges, target, options)
+}
+
+fn decide(
+    model: &Model,
+    fingerprint: String,
     ranges: Option<&dyn Ranges>,
     target: &Target,
     options: &PlanOptions,
@@ -90,7 +101,7 @@ pub fn plan_ranges(
     walk.raise_for_biases()?;
     let (tensors, biases, nodes) = walk.finish();
     Ok(Plan {
-        model: fingerprint(model),
+        model: fingerprint,
         scheme: options.scheme,
         target: target.name.clone(),
         io: options.io,
@@ -285,6 +296,35 @@ struct WeightSet {
     why: Why,
 }
 
+impl WeightSet {
+    /// Raises the scales with which `bias`, added to products with an activation of parameters `x`, would not fit.
+    fn raise(&mut self, name: &str, x: QParams, bias: &[f32]) -> Result<(), Error> {
+        let range = self.range;
+        let mut is_raised = false;
+        let mut raise = |w: &mut QParams, max_abs: f32| -> Result<(), Error> {
+            if let Some(scale) = bias::weight_scale_for_bias(x.scale(), w.scale(), max_abs) {
+                let raised = QParams::new(scale, w.zero_point(), range);
+                *w = raised.map_err(|source| Error::QParams { tensor: name.to_owned(), source })?;
+                is_raised = true;
+            }
+            Ok(())
+        };
+        match &mut self.params {
+            Params::PerTensor(w) => raise(w, bias.iter().fold(0.0, |max, b| b.abs().max(max)))?,
+            Params::PerAxis { params, .. } => {
+                for (w, b) in params.iter_mut().zip(bias) {
+                    raise(w, b.abs())?;
+                }
+            }
+            Params::Blocked { .. } => unreachable!("blocked weights have no integer bias"),
+        }
+        if is_raised {
+            self.why = Why::RaisedForBias(name.to_owned());
+        }
+        Ok(())
+    }
+}
+
 /// What is known of a value's element type.
 enum Kind {
     Float,
@@ -449,7 +489,7 @@ impl<'a> Walk<'a> {
             }
             Role::Clamp { bounds } => match self.options.scheme {
                 Scheme::Static => Ok(self.draft_clamp(i, *bounds)),
-                scheme => float(&format!("the {scheme} scheme quantizes only weights' operators")),
+                scheme => float(&format!("the {scheme} scheme leaves activations in float")),
             },
             Role::Quantized { inputs, output } => match self.options.scheme {
                 Scheme::Static => self.draft_static(i, inputs, *output),
@@ -566,7 +606,10 @@ impl<'a> Walk<'a> {
                     bias = Some((k, id));
                     DraftOperand::Keep
                 }
-                InputRole::Weight { channel_axis } if self.is_constant(id) => {
+                // What is looked up has the parameters of the table, which are those of an activation then.
+                InputRole::Weight { channel_axis }
+                    if self.is_constant(id) && !matches!(output, OutputRole::SameAs(n) if n == k) =>
+                {
                     DraftOperand::Weight(self.weight(i, id, channel_axis, rule.per_tensor_weights)?)
                 }
                 InputRole::Activation | InputRole::Weight { .. } => {
@@ -809,9 +852,11 @@ impl<'a> Walk<'a> {
                 let mut union: Option<(f32, f32)> = None;
                 let mut leader = None;
                 let mut n_ranges = 0;
+                // Those that follow a tensor which is not quantized per tensor have only each other.
+                let all_follow = group.iter().all(|&id| self.groups.is_follower(id));
                 let goal = RangeGoal { range, symmetric: symmetry == Symmetry::Symmetric };
                 for &id in group {
-                    if self.groups.is_follower(id) {
+                    if self.groups.is_follower(id) && !all_follow {
                         if self.over(id).is_some_and(|o| o.calibrator.is_some()) {
                             return Err(Error::Options(format!(
                                 "override of tensor `{}`: it takes the range of another tensor",
@@ -908,12 +953,12 @@ impl<'a> Walk<'a> {
     }
 
     /// Raises weight scales with which a bias would not fit an `i32`. A weight that several nodes use gets the
-    /// largest scale that one of them needs.
+    /// largest scale that one of them needs. A bias whose scale would be 0 in `f32` stays in float.
     fn raise_for_biases(&mut self) -> Result<(), Error> {
-        for draft in &self.drafts {
+        for draft in &mut self.drafts {
             let Draft::Quantized { inputs, .. } = draft else { continue };
             for operand in inputs {
-                let &DraftOperand::Bias(bias, input, weight) = operand else { continue };
+                let DraftOperand::Bias(bias, input, weight) = *operand else { continue };
                 let tensor = self.graph.value(bias).constant.as_ref().expect("only constants are biases");
                 let values = floats(tensor).expect("its type was checked");
                 let name = self.graph.value_name(bias);
@@ -922,29 +967,12 @@ impl<'a> Walk<'a> {
                     unreachable!("activations are per tensor")
                 };
                 let set = &mut self.weights[weight];
-                if set.symmetry != Symmetry::Symmetric || set.why == Why::Override {
-                    continue;
+                if set.symmetry == Symmetry::Symmetric && set.why != Why::Override {
+                    set.raise(name, x, &values)?;
                 }
-                let qparams = |source| Error::QParams { tensor: name.to_owned(), source };
-                let mut raise = |w: &mut QParams, max_abs: f32| {
-                    let raised = bias::weight_scale_for_bias(x.scale(), w.scale(), max_abs);
-                    if let Some(scale) = raised {
-                        *w = QParams::new(scale, w.zero_point(), set.range).map_err(qparams)?;
-                        set.why = Why::RaisedForBias(name.to_owned());
-                    }
-                    // Refuses a product that underflows, which no integer bias could have.
-                    bias::bias_scale(x.scale(), w.scale()).map(|_| ()).map_err(qparams)
-                };
-                match &mut set.params {
-                    Params::PerTensor(w) => {
-                        raise(w, values.iter().fold(0.0, |max, b| b.abs().max(max)))?;
-                    }
-                    Params::PerAxis { params, .. } => {
-                        for (w, b) in params.iter_mut().zip(values.iter()) {
-                            raise(w, b.abs())?;
-                        }
-                    }
-                    Params::Blocked { .. } => unreachable!("blocked weights have no integer bias"),
+                let has_scale = |w: &QParams| bias::bias_scale(x.scale(), w.scale()).is_ok();
+                if !set.params.as_slice().iter().all(has_scale) {
+                    *operand = DraftOperand::Keep;
                 }
             }
         }

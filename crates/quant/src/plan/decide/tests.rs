@@ -405,6 +405,20 @@ fn dynamic_plans_have_weights_only_and_large_tables() {
 }
 
 #[test]
+fn what_a_static_plan_looks_up_has_the_parameters_of_the_table() {
+    let model = Net::new(&["x"])
+        .wave("table", &[64, 32], 2.0)
+        .ints("ids", &[1, 2])
+        .node("Gather", &["table", "ids"], &["e"])
+        .node("Add", &["e", "x"], &["y"])
+        .outputs(&["y"]);
+    let plan = planned(&model, &[("x", -1.0, 1.0), ("e", -0.1, 0.1), ("y", -1.0, 1.0)]);
+    assert_eq!(per_tensor(&plan, "e"), per_tensor(&plan, "table"));
+    assert_eq!(plan.tensors["table"].why, Why::Constant);
+    assert_eq!(plan.tensors["e"].why, Why::SameAs("table".into()));
+}
+
+#[test]
 fn blocks_run_along_the_dimension_that_is_summed_over() {
     let model = Net::new(&["x"])
         .wave("w", &[70, 4], 1.0)
@@ -451,13 +465,13 @@ fn text_gives_the_same_plan_and_the_same_text() {
 
 #[test]
 fn edited_plans_are_checked_line_by_line() {
-    let text = with(&conv_net(), &PlanOptions::default()).unwrap().to_text();
+    let text = planned(&conv_net(), CONV_RANGES).to_text();
     let edited = |from: &str, to: &str| {
         assert!(text.contains(from), "{from} in\n{text}");
         Plan::from_text(&text.replacen(from, to, 1)).unwrap_err().to_string()
     };
     assert_eq!(
-        edited("\"zero_point\":128", "\"zero_point\":300"),
+        edited("\"zero_point\":0", "\"zero_point\":300"),
         "plan line 2: tensor `p`: zero_point 300 is outside 0..=255"
     );
     assert_eq!(edited("\"qmax\":255", "\"qmax\":256"), "plan line 2: tensor `p`: 0..=256 is not within 0..=255, the integers of u8");

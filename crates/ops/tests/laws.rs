@@ -1,0 +1,587 @@
+//! What holds for every operator in the table. A new one needs a line in [`case`], or these tests say so.
+
+use midtread_graph::{AttrValue, DataType, Graph, Node, Tensor};
+use midtread_ops::{
+    Args, EvalCtx, InferCtx, Info, InputRole, OPS, OpDef, OutputRole, Pool, Role, SymDim, find,
+};
+
+#[test]
+fn the_table_is_sorted_and_names_every_operator_once() {
+    for pair in OPS.windows(2) {
+        let name = |op: &OpDef| (op.domain, op.op_type);
+        assert!(name(pair[0]) < name(pair[1]), "{:?} before {:?}", name(pair[0]), name(pair[1]));
+    }
+    for op in OPS {
+        assert!(
+            find(op.domain, op.op_type).is_some_and(|found| std::ptr::eq(found, *op)),
+            "{}",
+            op.op_type
+        );
+        assert!(op.versions.is_sorted_by(|a, b| a < b), "{}: {:?}", op.op_type, op.versions);
+        assert!(op.versions.first().is_some_and(|&v| 1 <= v), "{}", op.op_type);
+        assert!(matches!(op.domain, "" | "com.microsoft"), "{}", op.domain);
+    }
+    assert!(find("ai.onnx", "Conv").is_some(), "another name of the default domain");
+    assert!(find("", "QLinearAdd").is_none());
+}
+
+#[test]
+fn attributes_and_versions_that_are_not_known_are_refused() {
+    let conv = find("", "Conv").unwrap();
+    let node = Node::default().with_attr("group", AttrValue::Int(2));
+    assert_eq!(conv.check(&node, 13), Ok(()));
+    let later = node.with_attr("padding_mode", AttrValue::Int(1));
+    assert_eq!(
+        conv.check(&later, 99).unwrap_err().to_string(),
+        "attribute `padding_mode` is not supported"
+    );
+    let layer_norm = find("", "LayerNormalization").unwrap();
+    assert!(layer_norm.check(&Node::default(), 16).is_err());
+    for op in OPS {
+        assert!(op.attrs.is_sorted_by(|a, b| a < b), "{}: {:?}", op.op_type, op.attrs);
+    }
+}
+
+#[test]
+fn every_role_refers_to_inputs_that_are_quantized() {
+    for op in OPS {
+        match &op.role {
+            Role::Quantized { inputs, output } => {
+                assert!(!inputs.is_empty(), "{}", op.op_type);
+                let quantized = |i: usize| {
+                    matches!(inputs[i], InputRole::Activation | InputRole::Weight { .. })
+                };
+                assert!((0..inputs.len()).any(quantized), "{}", op.op_type);
+                match *output {
+                    OutputRole::SameAs(n) => assert!(quantized(n), "{}", op.op_type),
+                    OutputRole::Fixed(min, max) => assert!(min < max, "{}", op.op_type),
+                    _ => {}
+                }
+            }
+            Role::Float(reason) => {
+                // A clause that a sentence can end with.
+                assert!(!reason.is_empty() && !reason.ends_with('.'), "{}: {reason}", op.op_type);
+                assert!(reason.starts_with(char::is_lowercase), "{}: {reason}", op.op_type);
+            }
+            Role::Clamp { bounds } => {
+                let node = Node { op_type: op.op_type.to_owned(), ..Node::default() };
+                let (lo, hi) = bounds(&node, &|_| None).expect("no inputs that could be unknown");
+                assert!(lo <= hi, "{}", op.op_type);
+            }
+            Role::Structural => {}
+        }
+    }
+}
+
+#[test]
+fn weights_have_their_channels_where_the_operators_say() {
+    let axis = |op_type: &str, node: &Node, rank: usize| {
+        let Role::Quantized { inputs, .. } = &find("", op_type).unwrap().role else {
+            panic!("{op_type}")
+        };
+        let InputRole::Weight { channel_axis } = inputs[usize::from(op_type != "Gather")] else {
+            panic!("{op_type}")
+        };
+        channel_axis(node, rank)
+    };
+    let plain = Node::default();
+    let turned = Node::default().with_attr("transB", AttrValue::Int(1));
+    assert_eq!(axis("Conv", &plain, 4), Some(0));
+    assert_eq!(axis("ConvTranspose", &plain, 4), Some(1));
+    assert_eq!(axis("Gemm", &plain, 2), Some(1));
+    assert_eq!(axis("Gemm", &turned, 2), Some(0));
+    assert_eq!(axis("MatMul", &plain, 2), Some(1));
+    assert_eq!(axis("MatMul", &plain, 3), Some(2));
+    assert_eq!(axis("MatMul", &plain, 1), None);
+    assert_eq!(axis("Gather", &plain, 2), None);
+}
+
+#[test]
+fn clip_is_a_clamp_only_where_its_bounds_are_constant() {
+    let Role::Clamp { bounds } = &find("", "Clip").unwrap().role else { panic!() };
+    let mut graph = Graph::default();
+    let [x, lo, hi, y] = ["x", "lo", "hi", "y"].map(|n| graph.intern(n));
+    let node = Node::new("Clip", "", [x, lo, hi], [y]);
+    let six = |i: usize| [None, Some(0.0), Some(6.0)][i];
+    assert_eq!(bounds(&node, &six), Some((0.0, 6.0)));
+    assert_eq!(bounds(&node, &|i| if i == 1 { Some(0.0) } else { None }), None);
+    let node = Node::new("Clip", "", [x, lo], [y]);
+    assert_eq!(bounds(&node, &six), Some((0.0, f32::INFINITY)));
+    let old = Node::new("Clip", "", [x], [y]).with_attr("min", AttrValue::Float(-1.0));
+    assert_eq!(bounds(&old, &|_| None), Some((-1.0, f32::INFINITY)));
+}
+
+/// Small numbers from a seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self, n: usize) -> usize {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % n
+    }
+
+    fn size(&mut self) -> usize {
+        1 + self.next(4)
+    }
+
+    fn f32s(&mut self, dims: &[usize]) -> Tensor {
+        let n = dims.iter().product::<usize>();
+        // Positive and at least 1, so that every function is defined.
+        let values: Vec<f32> = (0..n).map(|_| 1.0 + self.next(64) as f32 * 0.125).collect();
+        Tensor::from_slice(dims.to_vec(), &values).unwrap()
+    }
+
+    fn u8s(&mut self, dims: &[usize]) -> Tensor {
+        let n = dims.iter().product::<usize>();
+        let values: Vec<u8> = (0..n).map(|_| self.next(256) as u8).collect();
+        Tensor::from_slice(dims.to_vec(), &values).unwrap()
+    }
+
+    fn bools(&mut self, dims: &[usize]) -> Tensor {
+        let n = dims.iter().product::<usize>();
+        let bits: Vec<u8> = (0..n).map(|_| self.next(2) as u8).collect();
+        Tensor::from_slice(dims.to_vec(), &bits).unwrap().with_dtype(DataType::Bool).unwrap()
+    }
+}
+
+/// A case of one operator: attributes, inputs, and how many outputs are wanted.
+struct Case {
+    attrs: Vec<(&'static str, AttrValue)>,
+    inputs: Vec<Tensor>,
+    n_outputs: usize,
+}
+
+fn i(value: usize) -> AttrValue {
+    AttrValue::Int(value as i64)
+}
+
+fn list(values: &[usize]) -> AttrValue {
+    AttrValue::Ints(values.iter().map(|&v| v as i64).collect())
+}
+
+fn int64s(values: &[usize]) -> Tensor {
+    Tensor::vector(&values.iter().map(|&v| v as i64).collect::<Vec<_>>())
+}
+
+/// A random case of an operator.
+fn case(op: &OpDef, r: &mut Random) -> Case {
+    let [a, b, c, d] = std::array::from_fn(|_| r.size());
+    let image = [a, b, 3 + c, 3 + d];
+    let (scale, zero) = (Tensor::scalar(0.5_f32), Tensor::scalar(3_u8));
+    let mut attrs = Vec::new();
+    let mut n_outputs = 1;
+    let inputs = match (op.domain, op.op_type) {
+        ("", "Conv" | "ConvInteger") => {
+            attrs = vec![
+                ("group", i(b)),
+                ("strides", list(&[1 + a % 2, 1])),
+                ("pads", list(&[1, 0, a, b])),
+            ];
+            let (x, w) = ([a, b * 2, 3 + c, 3 + d], [b * 3, 2, 2, 3]);
+            match op.op_type {
+                "Conv" => vec![r.f32s(&x), r.f32s(&w), r.f32s(&[b * 3])],
+                _ => vec![r.u8s(&x), r.u8s(&w), zero, Tensor::scalar(7_u8)],
+            }
+        }
+        ("", "QLinearConv") => {
+            attrs = vec![
+                ("auto_pad", AttrValue::String("SAME_UPPER".into())),
+                ("strides", list(&[2, 2])),
+            ];
+            let (x, w) = (r.u8s(&image), r.u8s(&[d, b, 3, 3]));
+            vec![x, scale.clone(), zero.clone(), w, scale.clone(), zero.clone(), scale, zero]
+        }
+        ("", "ConvTranspose") => {
+            attrs = vec![("strides", list(&[2, 1])), ("output_padding", list(&[1, 0]))];
+            vec![r.f32s(&image), r.f32s(&[b, c, 2, 3])]
+        }
+        ("", "MaxPool") => {
+            (attrs, n_outputs) = (
+                vec![
+                    ("kernel_shape", list(&[2, 3])),
+                    ("ceil_mode", i(1)),
+                    ("strides", list(&[2, 2])),
+                ],
+                2,
+            );
+            vec![r.f32s(&image)]
+        }
+        ("", "AveragePool" | "LpPool") => {
+            attrs = vec![("kernel_shape", list(&[3, 2])), ("pads", list(&[1, 1, 1, 0]))];
+            vec![r.f32s(&image)]
+        }
+        ("", "BatchNormalization") => {
+            let mut inputs = vec![r.f32s(&image)];
+            inputs.extend((0..4).map(|_| r.f32s(&[b])));
+            inputs
+        }
+        ("", "InstanceNormalization" | "GroupNormalization") => {
+            attrs =
+                if op.op_type.starts_with('G') { vec![("num_groups", i(b))] } else { Vec::new() };
+            vec![r.f32s(&image), r.f32s(&[b]), r.f32s(&[b])]
+        }
+        ("", "LayerNormalization") => {
+            (attrs, n_outputs) = (vec![("axis", i(2))], 1 + 2 * (a % 2));
+            vec![r.f32s(&image), r.f32s(&image[2..]), r.f32s(&image[2..])]
+        }
+        ("", "RMSNormalization") => vec![r.f32s(&image), r.f32s(&image[3..])],
+        ("", "LRN") => {
+            attrs = vec![("size", i(3))];
+            vec![r.f32s(&image)]
+        }
+        ("", "MatMul") | ("com.microsoft", "FusedMatMul") => {
+            vec![r.f32s(&[a, 1, b, c]), r.f32s(&[d, c, 2])]
+        }
+        ("", "MatMulInteger") => vec![r.u8s(&[a, b, c]), r.u8s(&[c, d]), zero, r.u8s(&[d])],
+        ("com.microsoft", "DynamicQuantizeMatMul") => {
+            vec![r.f32s(&[a, b, c]), r.u8s(&[c, d]), r.f32s(&[d]), r.u8s(&[d])]
+        }
+        ("com.microsoft", "MatMulIntegerToFloat") => {
+            vec![
+                r.u8s(&[a, b, c]),
+                r.u8s(&[c, d]),
+                scale,
+                r.f32s(&[d]),
+                zero,
+                r.u8s(&[d]),
+                r.f32s(&[d]),
+            ]
+        }
+        ("com.microsoft", "MatMulNBits") => {
+            attrs = vec![("K", i(20)), ("N", i(d)), ("bits", i(4)), ("block_size", i(16))];
+            vec![r.f32s(&[a, 20]), r.u8s(&[d, 2, 8]), r.f32s(&[d, 2]), r.u8s(&[d, 1])]
+        }
+        ("", "QLinearMatMul") => {
+            let (x, y) = (r.u8s(&[a, b, c]), r.u8s(&[c, d]));
+            vec![x, scale.clone(), zero.clone(), y, scale.clone(), zero.clone(), scale, zero]
+        }
+        ("com.microsoft", "QGemm") => {
+            attrs = vec![("transB", i(1))];
+            let (x, y) = (r.u8s(&[a, b]), r.u8s(&[c, b]));
+            vec![
+                x,
+                scale.clone(),
+                zero.clone(),
+                y,
+                scale.clone(),
+                zero.clone(),
+                Tensor::vector(&vec![1_i32; c]),
+                scale,
+                zero,
+            ]
+        }
+        ("", "Gemm") => {
+            attrs = vec![("transA", i(a % 2)), ("transB", i(1)), ("alpha", AttrValue::Float(0.5))];
+            let lhs = if a % 2 == 0 { [2, b] } else { [b, 2] };
+            vec![r.f32s(&lhs), r.f32s(&[c, b]), r.f32s(&[1, c])]
+        }
+        ("com.microsoft", "QLinearAdd" | "QLinearMul") => {
+            let (x, y) = (r.u8s(&[a, b, c]), r.u8s(&[b, 1]));
+            vec![x, scale.clone(), zero.clone(), y, scale.clone(), zero.clone(), scale, zero]
+        }
+        ("com.microsoft", "QLinearConcat") => {
+            attrs = vec![("axis", i(1))];
+            let (x, y) = (r.u8s(&[a, b]), r.u8s(&[a, c]));
+            vec![
+                scale.clone(),
+                zero.clone(),
+                x,
+                scale.clone(),
+                zero.clone(),
+                y,
+                Tensor::scalar(0.25_f32),
+                zero,
+            ]
+        }
+        ("com.microsoft", "QLinearAveragePool") => {
+            attrs = vec![("kernel_shape", list(&[2, 2]))];
+            vec![r.u8s(&image), scale.clone(), zero.clone(), scale, zero]
+        }
+        ("com.microsoft", "QLinearWhere") => {
+            let (condition, x, y) = (r.bools(&[a, 1]), r.u8s(&[1, b]), r.u8s(&[c, 1, 1]));
+            let other = Tensor::scalar(0.25_f32);
+            vec![condition, x, scale.clone(), zero.clone(), y, other, zero.clone(), scale, zero]
+        }
+        ("com.microsoft", op) if op.starts_with("QLinear") => {
+            vec![r.u8s(&image), scale.clone(), zero.clone(), scale, zero]
+        }
+        (_, "QuantizeLinear") => {
+            attrs = vec![("axis", i(1))];
+            vec![r.f32s(&image), r.f32s(&[b]), r.u8s(&[b])]
+        }
+        (_, "DequantizeLinear") => {
+            attrs = vec![("axis", i(1))];
+            vec![r.u8s(&image), r.f32s(&[b]), r.u8s(&[b])]
+        }
+        ("", "DynamicQuantizeLinear") => {
+            n_outputs = 3;
+            vec![r.f32s(&image)]
+        }
+        ("", "And" | "Or" | "Xor") => vec![r.bools(&[a, 1, b]), r.bools(&[c, b])],
+        ("", "Not") => vec![r.bools(&image)],
+        ("", "Where") => vec![r.bools(&[a, 1]), r.f32s(&[1, b]), r.f32s(&[c, 1, 1])],
+        (
+            "",
+            "Add" | "Sub" | "Mul" | "Div" | "Mod" | "Pow" | "Equal" | "Less" | "LessOrEqual"
+            | "Greater" | "GreaterOrEqual",
+        ) => vec![r.f32s(&[a, 1, b]), r.f32s(&[c, b])],
+        ("", "Max" | "Min" | "Sum" | "Mean") => {
+            vec![r.f32s(&[a, 1, b]), r.f32s(&[c, b]), r.f32s(&[1])]
+        }
+        ("", "PRelu") => vec![r.f32s(&image), r.f32s(&[b, 1, 1])],
+        ("", "Clip") => vec![r.f32s(&image), Tensor::scalar(1.5_f32), Tensor::scalar(6.0_f32)],
+        ("", "Cast") => {
+            attrs = vec![("to", AttrValue::Int(i64::from(DataType::Int32.to_onnx())))];
+            vec![r.f32s(&image)]
+        }
+        ("", "CastLike") => vec![r.f32s(&image), r.u8s(&[1])],
+        ("", "Constant") => {
+            attrs = vec![("value", AttrValue::Tensor(r.f32s(&image)))];
+            Vec::new()
+        }
+        ("", "ConstantOfShape") => {
+            attrs = vec![("value", AttrValue::Tensor(Tensor::vector(&[7_i64])))];
+            vec![int64s(&[a, b])]
+        }
+        ("", "Range") => {
+            vec![Tensor::scalar(2_i64), Tensor::scalar(2 + 3 * a as i64), Tensor::scalar(b as i64)]
+        }
+        ("", "Shape") => {
+            attrs = vec![("start", AttrValue::Int(-3)), ("end", i(3))];
+            vec![r.f32s(&image)]
+        }
+        ("", "Dropout") => {
+            n_outputs = 2;
+            vec![r.f32s(&image)]
+        }
+        ("", "Reshape") => vec![r.f32s(&image), Tensor::vector(&[0_i64, -1, (3 + d) as i64])],
+        ("", "Flatten") => {
+            attrs = vec![("axis", i(2))];
+            vec![r.f32s(&image)]
+        }
+        ("", "Squeeze") => vec![r.f32s(&[a, 1, b, 1]), Tensor::vector(&[-1_i64])],
+        ("", "Unsqueeze") => vec![r.f32s(&[a, b]), Tensor::vector(&[0_i64, -1])],
+        ("", "Transpose") => {
+            attrs = vec![("perm", list(&[2, 0, 3, 1]))];
+            vec![r.f32s(&image)]
+        }
+        ("", "Expand") => vec![r.f32s(&[a, 1, b]), int64s(&[c, 1, d, 1])],
+        ("", "Tile") => vec![r.f32s(&[a, b, c]), int64s(&[2, 1, d])],
+        ("", "DepthToSpace" | "SpaceToDepth") => {
+            attrs = vec![("blocksize", i(2))];
+            vec![r.f32s(&[a, 4 * b, 2 * c, 2 * d])]
+        }
+        ("", "Gather") => {
+            attrs = vec![("axis", i(1))];
+            vec![r.f32s(&image), Tensor::from_slice(vec![1, 2], &[0_i64, -1]).unwrap()]
+        }
+        ("", "GatherElements") => {
+            attrs = vec![("axis", i(1))];
+            vec![r.f32s(&[2, b]), Tensor::from_slice(vec![2, 1], &[0_i64, -1]).unwrap()]
+        }
+        ("", "GatherND") => {
+            vec![r.f32s(&[a, b, c]), Tensor::from_slice(vec![3, 1, 2], &[0_i64; 6]).unwrap()]
+        }
+        ("", "ScatterElements") => {
+            attrs = vec![("axis", i(1))];
+            vec![
+                r.f32s(&[2, b]),
+                Tensor::from_slice(vec![2, 1], &[0_i64, -1]).unwrap(),
+                r.f32s(&[2, 1]),
+            ]
+        }
+        ("", "Concat") => {
+            attrs = vec![("axis", AttrValue::Int(-2))];
+            vec![r.f32s(&[a, b, c]), r.f32s(&[a, d, c]), r.f32s(&[a, 0, c])]
+        }
+        ("", "Split") => {
+            (attrs, n_outputs) = (vec![("axis", i(1))], 2);
+            vec![r.f32s(&[a, b + c]), int64s(&[b, c])]
+        }
+        ("", "Slice") => vec![
+            r.f32s(&image),
+            Tensor::vector(&[1_i64, -1]),
+            Tensor::vector(&[i64::MAX, i64::MIN]),
+            Tensor::vector(&[2_i64, -1]),
+            Tensor::vector(&[2_i64, -1]),
+        ],
+        ("", "Pad") => {
+            attrs = vec![("mode", AttrValue::String("reflect".into()))];
+            vec![r.f32s(&[3 + a, 3 + b]), Tensor::vector(&[1_i64, 0, 2, -1])]
+        }
+        ("", "Trilu") => vec![r.f32s(&image), Tensor::scalar(1_i64)],
+        ("", "OneHot") => vec![int64s(&[0, 1]), Tensor::scalar(a as i64), r.f32s(&[2])],
+        ("", "ReverseSequence") => vec![r.f32s(&[3, 2, b]), int64s(&[1, 3])],
+        ("", "Resize") => {
+            attrs = vec![(
+                "mode",
+                AttrValue::String(if a % 2 == 0 { "nearest" } else { "linear" }.into()),
+            )];
+            let none = Tensor::vector::<f32>(&[]);
+            vec![r.f32s(&image), none, Tensor::vector(&[1.0_f32, 1.0, 1.5, 0.6])]
+        }
+        ("", "Upsample") => vec![r.f32s(&image), Tensor::vector(&[1.0_f32, 1.0, 2.0, 1.5])],
+        ("", "TopK") => {
+            (attrs, n_outputs) = (vec![("axis", i(2))], 2);
+            vec![r.f32s(&image), int64s(&[2])]
+        }
+        ("", "CumSum") => vec![r.f32s(&image), Tensor::scalar(-2_i64)],
+        ("", "ArgMax" | "ArgMin") => {
+            attrs = vec![("axis", i(1)), ("keepdims", i(a % 2))];
+            vec![r.f32s(&image)]
+        }
+        ("", name) if name.starts_with("Reduce") => {
+            attrs = vec![("keepdims", i(a % 2))];
+            vec![r.f32s(&image), Tensor::vector(&[1_i64, -1])]
+        }
+        // Operators of one tensor of floats, with their defaults.
+        (
+            "" | "com.microsoft",
+            "Abs" | "Acos" | "Acosh" | "Asin" | "Asinh" | "Atan" | "Atanh" | "Ceil" | "Celu"
+            | "Cos" | "Cosh" | "Elu" | "Erf" | "Exp" | "Floor" | "Gelu" | "GlobalAveragePool"
+            | "GlobalMaxPool" | "HardSigmoid" | "HardSwish" | "Hardmax" | "Identity" | "IsInf"
+            | "IsNaN" | "LeakyRelu" | "Log" | "LogSoftmax" | "LpNormalization" | "Mish" | "Neg"
+            | "NonZero" | "Reciprocal" | "Relu" | "Round" | "Selu" | "Shrink" | "Sigmoid" | "Sign"
+            | "Sin" | "Sinh" | "Size" | "Softmax" | "Softplus" | "Softsign" | "Sqrt" | "Swish"
+            | "Tan" | "Tanh" | "ThresholdedRelu",
+        ) => vec![r.f32s(&image)],
+        (domain, name) => panic!("no case of `{domain}` {name}"),
+    };
+    Case { attrs, inputs, n_outputs }
+}
+
+/// Runs the shape rule on inputs of which this much is known.
+fn infer(
+    op: &OpDef,
+    node: &Node,
+    inputs: &[Tensor],
+    know: impl Fn(usize, &Tensor) -> Info,
+) -> Vec<Info> {
+    let infos: Vec<Option<Info>> =
+        inputs.iter().enumerate().map(|(i, t)| Some(know(i, t))).collect();
+    let mut n_fresh = 0;
+    let mut ctx = InferCtx::new(node, opset(op), &infos, &mut n_fresh);
+    (op.infer)(&mut ctx).unwrap_or_else(|err| panic!("{}: {err}", op.op_type));
+    ctx.into_outputs()
+}
+
+fn opset(op: &OpDef) -> i64 {
+    *op.versions.last().unwrap()
+}
+
+fn sizes(tensor: &Tensor) -> Vec<SymDim> {
+    tensor.dims().iter().map(|&d| SymDim::known(d as i64)).collect()
+}
+
+/// The value of an expression over the symbols `d{input}_{axis}`.
+fn evaluated(dim: &SymDim, inputs: &[Tensor]) -> Option<i64> {
+    match dim.to_dim() {
+        midtread_graph::Dim::Known(n) => Some(n as i64),
+        midtread_graph::Dim::Symbol(text) => {
+            let rest = text.strip_prefix('d')?;
+            let (input, axis) = rest.split_once('_')?;
+            Some(inputs[input.parse::<usize>().ok()?].dims()[axis.parse::<usize>().ok()?] as i64)
+        }
+        midtread_graph::Dim::Unknown => None,
+    }
+}
+
+#[test]
+fn inference_agrees_with_evaluation_whatever_it_is_told() {
+    for op in OPS {
+        for seed in 0..12 {
+            let case = case(op, &mut Random(seed * 7919 + 17));
+            let mut graph = Graph::default();
+            let inputs: Vec<_> =
+                (0..case.inputs.len()).map(|k| graph.intern(&format!("x{k}"))).collect();
+            let outputs: Vec<_> =
+                (0..case.n_outputs).map(|k| graph.intern(&format!("y{k}"))).collect();
+            let mut node = Node::new(op.op_type, "", inputs, outputs).with_domain(op.domain);
+            for (name, value) in &case.attrs {
+                node.set_attr(name, value.clone());
+            }
+            op.check(&node, opset(op)).unwrap_or_else(|err| panic!("{}: {err}", op.op_type));
+            let pool = Pool::default();
+            let ctx = EvalCtx { node: &node, opset: opset(op), pool: &pool };
+            let what = format!("{} seed {seed}", op.op_type);
+            let y = (op.eval)(&ctx, Args(case.inputs.iter().cloned().map(Some).collect()))
+                .unwrap_or_else(|err| panic!("{what}: {err}"));
+            assert_eq!(y.len(), case.n_outputs, "{what}");
+
+            // With everything known, the types are known too.
+            let known = |is_constant: bool| {
+                infer(op, &node, &case.inputs, |_, t| Info {
+                    elem: Some(t.dtype()),
+                    dims: Some(sizes(t)),
+                    value: None,
+                    constant: is_constant.then(|| t.clone()),
+                })
+            };
+            for (info, y) in known(true).iter().zip(&y) {
+                assert_eq!(info.elem, Some(y.dtype()), "{what}");
+                if !matches!(op.op_type, "NonZero" | "FusedMatMul") {
+                    assert_eq!(info.dims, Some(sizes(y)), "{what}: {y:?}");
+                }
+            }
+            // With the sizes alone, or as symbols, or nothing, what is said is still right.
+            let symbols = |i: usize, t: &Tensor| Info {
+                elem: Some(t.dtype()),
+                dims: Some(
+                    (0..t.dims().len()).map(|d| SymDim::symbol(&format!("d{i}_{d}"))).collect(),
+                ),
+                ..Info::default()
+            };
+            let symbolic = infer(op, &node, &case.inputs, symbols);
+            let nothing = infer(op, &node, &case.inputs, |_, _| Info::default());
+            for infos in [known(false), symbolic, nothing] {
+                for (info, y) in infos.iter().zip(&y) {
+                    assert!(info.elem.is_none_or(|e| e == y.dtype()), "{what}: {info:?}");
+                    let Some(dims) = &info.dims else { continue };
+                    assert_eq!(dims.len(), y.dims().len(), "{what}: {info:?} is {y:?}");
+                    for (dim, &size) in dims.iter().zip(y.dims()) {
+                        let value = evaluated(dim, &case.inputs);
+                        assert!(
+                            value.is_none_or(|n| n == size as i64),
+                            "{what}: {info:?} is {:?}",
+                            y.dims()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_operator_changes_an_input_that_somebody_else_holds() {
+    for op in OPS {
+        let case = case(op, &mut Random(5));
+        let before: Vec<Tensor> = case
+            .inputs
+            .iter()
+            .map(|t| {
+                Tensor::from_buf(
+                    t.dtype(),
+                    t.dims().to_vec(),
+                    midtread_graph::AlignedBuf::from_bytes(t.as_bytes()),
+                )
+                .unwrap()
+            })
+            .collect();
+        let mut graph = Graph::default();
+        let outputs: Vec<_> = (0..case.n_outputs).map(|k| graph.intern(&format!("y{k}"))).collect();
+        let mut node = Node::new(op.op_type, "", [], outputs).with_domain(op.domain);
+        for (name, value) in &case.attrs {
+            node.set_attr(name, value.clone());
+        }
+        let pool = Pool::default();
+        let ctx = EvalCtx { node: &node, opset: opset(op), pool: &pool };
+        let shared =
+            (op.eval)(&ctx, Args(case.inputs.iter().cloned().map(Some).collect())).unwrap();
+        assert_eq!(case.inputs, before, "{}", op.op_type);
+        // And one that it may change gives the same result.
+        let owned = (op.eval)(&ctx, Args(before.into_iter().map(Some).collect())).unwrap();
+        assert_eq!(owned, shared, "{}", op.op_type);
+    }
+}
