@@ -152,12 +152,19 @@ impl Source for Files {
     fn sample(&self, i: usize) -> Result<Sample, Error> {
         let given = match &self.samples[i] {
             FileSample::Npy(path) => {
-                let spec = self.specs.iter().find(|spec| spec.required).expect("checked when this was made");
+                let spec = self
+                    .specs
+                    .iter()
+                    .find(|spec| spec.required)
+                    .expect("checked when this was made");
                 vec![(spec.name.clone(), Array::npy(path)?.read()?)]
             }
             FileSample::Npz(path) => {
                 let arrays = named(&self.specs, Array::npz(path)?);
-                arrays.into_iter().map(|(key, array)| Ok((key, array.read()?))).collect::<Result<_, _>>()?
+                arrays
+                    .into_iter()
+                    .map(|(key, array)| Ok((key, array.read()?)))
+                    .collect::<Result<_, _>>()?
             }
             FileSample::Folder(files) => files
                 .iter()
@@ -169,14 +176,22 @@ impl Source for Files {
 }
 
 /// A sample in each archive.
-pub(crate) fn npz_files(root: &Path, files: Vec<PathBuf>, specs: &[InputSpec]) -> Result<Box<dyn Source>, Error> {
+pub(crate) fn npz_files(
+    root: &Path,
+    files: Vec<PathBuf>,
+    specs: &[InputSpec],
+) -> Result<Box<dyn Source>, Error> {
     let names = files.iter().map(|file| relative(root, file)).collect();
     let samples = files.into_iter().map(FileSample::Npz).collect();
     Ok(Box::new(Files { names, samples, specs: specs.to_vec() }))
 }
 
 /// The arrays in a folder: one for every input, such a set in every inner folder, or one a sample.
-pub(crate) fn npy_files(root: &Path, files: Vec<PathBuf>, specs: &[InputSpec]) -> Result<Box<dyn Source>, Error> {
+pub(crate) fn npy_files(
+    root: &Path,
+    files: Vec<PathBuf>,
+    specs: &[InputSpec],
+) -> Result<Box<dyn Source>, Error> {
     let required: Vec<_> = specs.iter().filter(|spec| spec.required).collect();
     let stem = |file: &Path| file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     // Names that files cannot have ("input:0", "a/b") are found with `_` in their place.
@@ -217,7 +232,8 @@ pub(crate) fn stacked_npy(path: &Path, specs: &[InputSpec]) -> Result<Box<dyn So
     let mut required = specs.iter().filter(|spec| spec.required);
     let (Some(spec), None) = (required.next(), required.next()) else {
         let n_inputs = specs.iter().filter(|spec| spec.required).count();
-        let what = format!("it is one array, and the model has {n_inputs} inputs; use an .npz file");
+        let what =
+            format!("it is one array, and the model has {n_inputs} inputs; use an .npz file");
         return Err(Error::format(path, what));
     };
     stacked(path, vec![(spec.name.clone(), array)], specs)
@@ -255,7 +271,9 @@ impl Source for Stacked {
                     let dims = tensor.dims()[1..].to_vec();
                     let n_bytes = tensor.as_bytes().len() / tensor.dims()[0];
                     let bytes = tensor.to_shared_bytes().slice(i * n_bytes..(i + 1) * n_bytes);
-                    Tensor::from_bytes(tensor.dtype(), dims, bytes).expect("one part of equal ones").to_aligned()
+                    Tensor::from_bytes(tensor.dtype(), dims, bytes)
+                        .expect("one part of equal ones")
+                        .to_aligned()
                 }
             };
             Ok((name.clone(), tensor))
@@ -264,7 +282,11 @@ impl Source for Stacked {
     }
 }
 
-fn stacked(path: &Path, arrays: Vec<(String, Array)>, specs: &[InputSpec]) -> Result<Box<dyn Source>, Error> {
+fn stacked(
+    path: &Path,
+    arrays: Vec<(String, Array)>,
+    specs: &[InputSpec],
+) -> Result<Box<dyn Source>, Error> {
     let spec_of = |name: &str| specs.iter().find(|spec| spec.name == name);
     // An array with a size less than the model takes is one sample without its batch axis.
     let is_one = |(name, array): &(String, Array)| {
@@ -278,7 +300,9 @@ fn stacked(path: &Path, arrays: Vec<(String, Array)>, specs: &[InputSpec]) -> Re
         let sample = fit(&name, specs, given.collect::<Result<_, Error>>()?, Check::Finite)?;
         return Ok(Box::new(One { names: vec![name], sample }));
     }
-    let Some((first, array)) = arrays.first() else { return Err(Error::NoData { path: path.to_owned() }) };
+    let Some((first, array)) = arrays.first() else {
+        return Err(Error::NoData { path: path.to_owned() });
+    };
     let (first, n) = (first.clone(), array.header.dims[0]);
     if let Some((other, array)) = arrays.iter().find(|(_, array)| array.header.dims[0] != n) {
         let (other, other_n) = (other.clone(), array.header.dims[0]);
@@ -286,8 +310,11 @@ fn stacked(path: &Path, arrays: Vec<(String, Array)>, specs: &[InputSpec]) -> Re
     }
     let arrays = arrays.into_iter().map(|(name, array)| {
         let is_deflated = array.entry.as_ref().is_some_and(|entry| !entry.is_stored());
-        let part =
-            if array.header.fortran_order || is_deflated { Part::Held(array.read()?) } else { Part::Lazy(array) };
+        let part = if array.header.fortran_order || is_deflated {
+            Part::Held(array.read()?)
+        } else {
+            Part::Lazy(array)
+        };
         Ok((name, part))
     });
     let arrays = arrays.collect::<Result<_, Error>>()?;

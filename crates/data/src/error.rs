@@ -99,7 +99,10 @@ pub enum Error {
     },
 
     /// Something that the model does not take.
-    #[error("sample `{sample}` has `{found}`, which is no input of the model; those are {}", list(inputs))]
+    #[error(
+        "sample `{sample}` has `{found}`, which is no input of the model; those are {}",
+        list(inputs)
+    )]
     UnknownInput {
         /// The sample.
         sample: String,
@@ -110,7 +113,9 @@ pub enum Error {
     },
 
     /// The elements have another type than the model takes.
-    #[error("sample `{sample}`, input `{input}`: the model takes {expected}, and the data is {found}")]
+    #[error(
+        "sample `{sample}`, input `{input}`: the model takes {expected}, and the data is {found}"
+    )]
     InputType {
         /// The sample.
         sample: String,
@@ -123,7 +128,9 @@ pub enum Error {
     },
 
     /// The sizes are others than the model takes.
-    #[error("sample `{sample}`, input `{input}`: the model takes {expected}, and the data is {found:?}")]
+    #[error(
+        "sample `{sample}`, input `{input}`: the model takes {expected}, and the data is {found:?}"
+    )]
     InputShape {
         /// The sample.
         sample: String,
@@ -162,7 +169,9 @@ pub enum Error {
     },
 
     /// Random data for an input whose sizes are not known.
-    #[error("input `{input}` has no known size along axis {axis}, so random data cannot be made for it")]
+    #[error(
+        "input `{input}` has no known size along axis {axis}, so random data cannot be made for it"
+    )]
     UnknownSize {
         /// The input.
         input: String,
@@ -238,7 +247,9 @@ impl Error {
             Self::InputShape { .. } => {
                 "a leading axis of size 1 is added where it lacks; all other sizes must be the model's"
             }
-            Self::NotFinite { .. } => "the program that wrote the data may have failed; look at it before calibrating",
+            Self::NotFinite { .. } => {
+                "the program that wrote the data may have failed; look at it before calibrating"
+            }
             Self::UnknownSize { .. } => "fix the size in the model, or use real data",
             Self::Labels { .. } => {
                 "CSV: one `file,label` a line, several labels with `|` between them; JSON: {\"file\": label} or a list"

@@ -25,14 +25,19 @@ pub(crate) fn has_idx_name(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let name = name.strip_suffix(".gz").unwrap_or(&name);
     let kind = name.rsplit(['-', '.']).next().unwrap_or_default();
-    name.contains("idx") && kind.starts_with(|c: char| "ubidfs".contains(c)) && !name.contains("labels")
+    name.contains("idx")
+        && kind.starts_with(|c: char| "ubidfs".contains(c))
+        && !name.contains("labels")
 }
 
 /// Whether a file begins as these do.
 pub(crate) fn is_idx(path: &Path) -> Result<bool, Error> {
     let mut start = [0; 4];
     let read = open_file(path)?.read_exact(&mut start);
-    Ok(read.is_ok() && start[..2] == [0, 0] && dtype_of(start[2]).is_some() && (1..=8).contains(&start[3]))
+    Ok(read.is_ok()
+        && start[..2] == [0, 0]
+        && dtype_of(start[2]).is_some()
+        && (1..=8).contains(&start[3]))
 }
 
 fn open_file(path: &Path) -> Result<Box<dyn Read>, Error> {
@@ -68,17 +73,21 @@ pub(crate) fn read(path: &Path) -> Result<Tensor, Error> {
         dims.push(u32::from_be_bytes(size) as usize);
     }
     let n_bytes = n_elements(&dims).ok().and_then(|n| dtype.n_bytes(n));
-    let n_bytes = n_bytes.ok_or_else(|| bad(format!("{dims:?} has more elements than can be addressed")))?;
+    let n_bytes =
+        n_bytes.ok_or_else(|| bad(format!("{dims:?} has more elements than can be addressed")))?;
     // Grows as bytes come, so that sizes that are not true cost nothing.
     let mut bytes = Vec::new();
     let limit = n_bytes as u64;
-    file.take(limit).read_to_end(&mut bytes).map_err(|e| bad(format!("it cannot be unpacked: {e}")))?;
+    file.take(limit)
+        .read_to_end(&mut bytes)
+        .map_err(|e| bad(format!("it cannot be unpacked: {e}")))?;
     if bytes.len() < n_bytes {
         return Err(cut_off());
     }
     let size = dtype.n_bytes(1).expect("of a fixed size");
     bytes.chunks_exact_mut(size).for_each(<[u8]>::reverse);
-    Ok(Tensor::from_buf(dtype, dims, AlignedBuf::from_bytes(&bytes)).expect("as long as the sizes call for"))
+    Ok(Tensor::from_buf(dtype, dims, AlignedBuf::from_bytes(&bytes))
+        .expect("as long as the sizes call for"))
 }
 
 struct Idx {
@@ -90,7 +99,11 @@ struct Idx {
     path: std::path::PathBuf,
 }
 
-pub(crate) fn open(path: &Path, specs: &[InputSpec], options: &Options) -> Result<Box<dyn Source>, Error> {
+pub(crate) fn open(
+    path: &Path,
+    specs: &[InputSpec],
+    options: &Options,
+) -> Result<Box<dyn Source>, Error> {
     let array = read(path)?;
     let is_image = array.dtype() == DataType::Uint8 && matches!(array.dims().len(), 3 | 4);
     let takes_bytes = specs.iter().any(|spec| spec.required && spec.dtype == DataType::Uint8);
@@ -101,13 +114,27 @@ pub(crate) fn open(path: &Path, specs: &[InputSpec], options: &Options) -> Resul
         let mut required = specs.iter().filter(|spec| spec.required);
         match (required.next(), required.next()) {
             (Some(spec), None) => (spec.clone(), None),
-            _ => return Err(Error::format(path, "it is one array, and the model does not have one input")),
+            _ => {
+                return Err(Error::format(
+                    path,
+                    "it is one array, and the model does not have one input",
+                ));
+            }
         }
     };
     if preprocess.is_some() && array.dims().len() == 4 && array.dims()[3] != 3 {
-        return Err(Error::format(path, format!("{:?} are no pictures in gray or RGB", array.dims())));
+        return Err(Error::format(
+            path,
+            format!("{:?} are no pictures in gray or RGB", array.dims()),
+        ));
     }
-    Ok(Box::new(Idx { names: numbered(path, array.dims()[0]), array, spec, preprocess, path: path.to_owned() }))
+    Ok(Box::new(Idx {
+        names: numbered(path, array.dims()[0]),
+        array,
+        spec,
+        preprocess,
+        path: path.to_owned(),
+    }))
 }
 
 impl Source for Idx {
@@ -124,10 +151,15 @@ impl Source for Idx {
                 let n_channels = dims.get(2).map_or(1, |&n| n);
                 let (height, width) = (dims[0] as u32, dims[1] as u32);
                 if height == 0 || width == 0 {
-                    return Err(Error::format(&self.path, format!("pictures of {height} x {width} are empty")));
+                    return Err(Error::format(
+                        &self.path,
+                        format!("pictures of {height} x {width} are empty"),
+                    ));
                 }
                 let pixels = Pixels { width, height, n_channels, bytes: bytes.to_vec() };
-                preprocess.apply(pixels, &self.spec).map_err(|what| Error::format(&self.path, what))?
+                preprocess
+                    .apply(pixels, &self.spec)
+                    .map_err(|what| Error::format(&self.path, what))?
             }
             None => {
                 let tensor = Tensor::from_bytes(self.array.dtype(), dims.to_vec(), bytes);

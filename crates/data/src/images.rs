@@ -58,9 +58,13 @@ impl Source for Images {
         let path = &self.files[i];
         let undecodable = |source| Error::Image { path: path.clone(), source };
         // By what is in the file: pictures with the wrong extension are common.
-        let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(Error::io(path))?;
+        let reader = ImageReader::open(path)
+            .and_then(ImageReader::with_guessed_format)
+            .map_err(Error::io(path))?;
         let picture = reader.decode().map_err(|e| match e {
-            ImageError::IoError(source) if source.raw_os_error().is_some() => Error::Io { path: path.clone(), source },
+            ImageError::IoError(source) if source.raw_os_error().is_some() => {
+                Error::Io { path: path.clone(), source }
+            }
             e => undecodable(e),
         })?;
         let tensor = self.preprocess.apply(Pixels::from(picture), &self.spec);

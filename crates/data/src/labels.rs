@@ -28,7 +28,8 @@ impl Labels {
         match extension(path).as_str() {
             "csv" | "json" => {
                 let text = fs::read_to_string(path).map_err(Error::io(path))?;
-                let labels = if extension(path) == "csv" { from_csv(&text) } else { from_json(&text) };
+                let labels =
+                    if extension(path) == "csv" { from_csv(&text) } else { from_json(&text) };
                 labels.map_err(bad)
             }
             _ if idx::is_idx(path)? => {
@@ -52,8 +53,13 @@ impl Labels {
                 let exact = labels.get(name).or_else(|| labels.get(file)).map(Vec::as_slice);
                 // `cat.npy` was made from `cat.png`.
                 exact.or_else(|| {
-                    let start = labels.range(stem(file).to_owned()..).take_while(|(key, _)| key.starts_with(stem(file)));
-                    start.into_iter().find(|(key, _)| stem(key) == stem(file)).map(|(_, labels)| labels.as_slice())
+                    let start = labels
+                        .range(stem(file).to_owned()..)
+                        .take_while(|(key, _)| key.starts_with(stem(file)));
+                    start
+                        .into_iter()
+                        .find(|(key, _)| stem(key) == stem(file))
+                        .map(|(_, labels)| labels.as_slice())
                 })
             }
         }
@@ -82,7 +88,8 @@ fn from_csv(text: &str) -> Result<Labels, String> {
         let bad = |what: &str| format!("line {}: {what}: `{line}`", i + 1);
         let (file, label) = line.rsplit_once(',').ok_or_else(|| bad("there is no comma"))?;
         let unquoted = |text: &str| text.trim().trim_matches('"').to_owned();
-        let parsed: Result<Vec<usize>, _> = unquoted(label).split('|').map(|l| l.trim().parse()).collect();
+        let parsed: Result<Vec<usize>, _> =
+            unquoted(label).split('|').map(|l| l.trim().parse()).collect();
         match parsed {
             Ok(classes) => {
                 if labels.insert(unquoted(file), classes).is_some() {
@@ -111,7 +118,9 @@ fn from_json(text: &str) -> Result<Labels, String> {
     let value: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
     match value {
         Value::Object(map) => {
-            let labels = map.iter().map(|(file, value)| Ok((file.clone(), classes(&format!("`{file}`"), value)?)));
+            let labels = map
+                .iter()
+                .map(|(file, value)| Ok((file.clone(), classes(&format!("`{file}`"), value)?)));
             Ok(Labels::ByName(labels.collect::<Result<_, String>>()?))
         }
         Value::Array(list) if list.first().is_some_and(Value::is_object) => {
@@ -125,7 +134,8 @@ fn from_json(text: &str) -> Result<Labels, String> {
             Ok(Labels::ByName(list.iter().enumerate().map(entry).collect::<Result<_, String>>()?))
         }
         Value::Array(list) => {
-            let labels = list.iter().enumerate().map(|(i, value)| classes(&format!("entry {i}"), value));
+            let labels =
+                list.iter().enumerate().map(|(i, value)| classes(&format!("entry {i}"), value));
             Ok(Labels::ByIndex(labels.collect::<Result<_, _>>()?))
         }
         _ => Err("it is neither an object nor a list".to_owned()),

@@ -55,7 +55,11 @@ impl Header {
                 from.read_exact(&mut n)?;
                 (u32::from_le_bytes(n) as usize, 4)
             }
-            version => return Err(NpyError::Format(format!("version {version} of the .npy format is not known"))),
+            version => {
+                return Err(NpyError::Format(format!(
+                    "version {version} of the .npy format is not known"
+                )));
+            }
         };
         if 1 << 20 < n {
             return Err(bad("its header is longer than 1 MiB"));
@@ -65,19 +69,27 @@ impl Header {
         let text = String::from_utf8(text).map_err(|_| bad("its header is not text"))?;
         let header = Self::parse(&text, 8 + n_bytes + n as u64).map_err(NpyError::Format)?;
         if header.n_bytes().is_none() {
-            return Err(NpyError::Format(format!("{:?} has more elements than can be addressed", header.dims)));
+            return Err(NpyError::Format(format!(
+                "{:?} has more elements than can be addressed",
+                header.dims
+            )));
         }
         Ok(header)
     }
 
     fn parse(text: &str, data_at: u64) -> Result<Self, String> {
         let after = |key: &str| {
-            let at = text.find(&format!("'{key}'")).ok_or_else(|| format!("its header has no `{key}`"))?;
+            let at = text
+                .find(&format!("'{key}'"))
+                .ok_or_else(|| format!("its header has no `{key}`"))?;
             let rest = text[at + key.len() + 2..].trim_start();
-            rest.strip_prefix(':').map(str::trim_start).ok_or_else(|| format!("`{key}` has no value"))
+            rest.strip_prefix(':')
+                .map(str::trim_start)
+                .ok_or_else(|| format!("`{key}` has no value"))
         };
         let descr = after("descr")?;
-        let Some(descr) = descr.strip_prefix('\'').and_then(|d| d.split_once('\'')).map(|(d, _)| d) else {
+        let Some(descr) = descr.strip_prefix('\'').and_then(|d| d.split_once('\'')).map(|(d, _)| d)
+        else {
             return Err("arrays of records are not supported".to_owned());
         };
         let mut chars = descr.chars();
@@ -104,11 +116,14 @@ impl Header {
             t if t.starts_with("False") => false,
             _ => return Err("`fortran_order` is neither True nor False".to_owned()),
         };
-        let shape = after("shape")?.strip_prefix('(').and_then(|s| s.split_once(')')).map(|(s, _)| s);
+        let shape =
+            after("shape")?.strip_prefix('(').and_then(|s| s.split_once(')')).map(|(s, _)| s);
         let shape = shape.ok_or("`shape` is no tuple")?;
         let sizes = shape.split(',').map(str::trim).filter(|s| !s.is_empty());
         let dims = sizes
-            .map(|s| s.trim_end_matches('L').parse().map_err(|_| format!("size `{s}` is no number")))
+            .map(|s| {
+                s.trim_end_matches('L').parse().map_err(|_| format!("size `{s}` is no number"))
+            })
             .collect::<Result<Vec<usize>, _>>()?;
         Ok(Self { dtype, swapped: order == '>', fortran_order, dims, data_at })
     }
@@ -124,18 +139,30 @@ impl Header {
     }
 
     /// The tensor of `dims` whose elements come next in `from`, of which there are `left` bytes.
-    pub(crate) fn read_elements(&self, dims: &[usize], from: &mut impl Read, left: u64) -> Result<Tensor, NpyError> {
-        let n_bytes = n_elements(dims).ok().and_then(|n| self.dtype.n_bytes(n)).unwrap_or(usize::MAX);
+    pub(crate) fn read_elements(
+        &self,
+        dims: &[usize],
+        from: &mut impl Read,
+        left: u64,
+    ) -> Result<Tensor, NpyError> {
+        let n_bytes =
+            n_elements(dims).ok().and_then(|n| self.dtype.n_bytes(n)).unwrap_or(usize::MAX);
         // Before anything is allocated.
         if left < n_bytes as u64 {
-            return Err(NpyError::Format(format!("{dims:?} needs {n_bytes} bytes, and the file has {left}")));
+            return Err(NpyError::Format(format!(
+                "{dims:?} needs {n_bytes} bytes, and the file has {left}"
+            )));
         }
         let mut buf = AlignedBuf::zeroed(n_bytes);
         let bytes = buf.as_bytes_mut();
         from.read_exact(bytes)?;
         let size = self.element_bytes();
         if self.swapped {
-            let part = if matches!(self.dtype, DataType::Complex64 | DataType::Complex128) { size / 2 } else { size };
+            let part = if matches!(self.dtype, DataType::Complex64 | DataType::Complex128) {
+                size / 2
+            } else {
+                size
+            };
             bytes.chunks_exact_mut(part).for_each(<[u8]>::reverse);
         }
         if self.fortran_order && 1 < dims.len() {
@@ -149,7 +176,8 @@ impl Header {
 fn from_fortran(bytes: &[u8], dims: &[usize], size: usize) -> AlignedBuf {
     let mut out = AlignedBuf::zeroed(bytes.len());
     // How far apart neighbours along each axis are in `bytes`.
-    let strides: Vec<usize> = dims.iter().scan(size, |stride, &d| Some(std::mem::replace(stride, *stride * d))).collect();
+    let strides: Vec<usize> =
+        dims.iter().scan(size, |stride, &d| Some(std::mem::replace(stride, *stride * d))).collect();
     let mut index = vec![0; dims.len()];
     let mut from = 0;
     for to in out.as_bytes_mut().chunks_exact_mut(size) {

@@ -274,7 +274,8 @@ impl Preprocess {
         let path = Path::new(name_or_path);
         if !path.exists() && crate::source::extension(path) != "toml" {
             let names: Vec<_> = PRESETS.iter().map(|preset| preset.name).collect();
-            let what = format!("there is no such preset or file; the presets are {}", names.join(", "));
+            let what =
+                format!("there is no such preset or file; the presets are {}", names.join(", "));
             return Err(Error::Preprocess { name: format!("`{name_or_path}`"), what });
         }
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
@@ -284,10 +285,13 @@ impl Preprocess {
     /// Reads the TOML form. `name` is for error messages.
     pub fn from_toml(text: &str, name: &str) -> Result<Self, Error> {
         let bad = |what: String| Error::Preprocess { name: format!("`{name}`"), what };
-        let text: Text = toml::from_str(text).map_err(|e| bad(e.to_string().trim_end().to_owned()))?;
+        let text: Text =
+            toml::from_str(text).map_err(|e| bad(e.to_string().trim_end().to_owned()))?;
         let mut this = match &text.preset {
             None => plain(name),
-            Some(preset) => Self::preset(preset).ok_or_else(|| bad(format!("there is no preset `{preset}`")))?,
+            Some(preset) => {
+                Self::preset(preset).ok_or_else(|| bad(format!("there is no preset `{preset}`")))?
+            }
         };
         name.clone_into(&mut this.name);
         this.color = text.color.unwrap_or(this.color);
@@ -328,7 +332,9 @@ impl Preprocess {
 
     /// Whether numbers come out as the bytes went in.
     fn keeps_bytes(&self) -> bool {
-        self.divisor == 1.0 && self.mean.iter().all(|&m| m == 0.0) && self.std.iter().all(|&s| s == 1.0)
+        self.divisor == 1.0
+            && self.mean.iter().all(|&m| m == 0.0)
+            && self.std.iter().all(|&s| s == 1.0)
     }
 
     /// The tensor for `spec`: `[channels, height, width]` or `[height, width, channels]`. The error is a clause.
@@ -351,7 +357,10 @@ impl Preprocess {
         };
         if spec.dtype == DataType::Uint8 {
             if !self.keeps_bytes() {
-                return Err(format!("the model takes bytes, and `{}` makes other numbers of them", self.name));
+                return Err(format!(
+                    "the model takes bytes, and `{}` makes other numbers of them",
+                    self.name
+                ));
             }
             let mut bytes = vec![0_u8; n * size];
             for (at, &byte) in pixels.bytes.iter().enumerate() {
@@ -363,7 +372,8 @@ impl Preprocess {
         for channel in 0..n {
             let of = |list: &[f32]| list[channel.min(list.len() - 1)];
             let (mean, std) = (of(&self.mean), of(&self.std));
-            let table: [f32; 256] = std::array::from_fn(|byte| (byte as f32 / self.divisor - mean) / std);
+            let table: [f32; 256] =
+                std::array::from_fn(|byte| (byte as f32 / self.divisor - mean) / std);
             for (i, pixel) in pixels.bytes.chunks_exact(n).enumerate() {
                 values[place(channel, i)] = table[usize::from(pixel[channel])];
             }
@@ -434,8 +444,11 @@ impl From<DynamicImage> for Pixels {
         let (width, height) = (image.width(), image.height());
         let is_gray = !image.color().has_color();
         // Gray values are kept, not weighted: dropping color from gray must change nothing.
-        let (n_channels, bytes) =
-            if is_gray { (1, image.into_luma8().into_raw()) } else { (3, image.into_rgb8().into_raw()) };
+        let (n_channels, bytes) = if is_gray {
+            (1, image.into_luma8().into_raw())
+        } else {
+            (3, image.into_rgb8().into_raw())
+        };
         Self { width, height, n_channels, bytes }
     }
 }
@@ -447,7 +460,9 @@ impl Pixels {
         let bytes = match (self.n_channels, color) {
             (1, Color::Gray) | (3, Color::Rgb) => self.bytes,
             (1, _) => self.bytes.iter().flat_map(|&x| [x; 3]).collect(),
-            (_, Color::Bgr) => self.bytes.chunks_exact(3).flat_map(|p| [p[2], p[1], p[0]]).collect(),
+            (_, Color::Bgr) => {
+                self.bytes.chunks_exact(3).flat_map(|p| [p[2], p[1], p[0]]).collect()
+            }
             _ => {
                 let weigh = |p: &[u8]| {
                     let [r, g, b] = [p[0], p[1], p[2]].map(u32::from);
@@ -466,8 +481,11 @@ impl Pixels {
                 let (shorter, longer) = (self.width.min(self.height), self.width.max(self.height));
                 let longer = u64::from(size) * u64::from(longer) / u64::from(shorter.max(1));
                 let longer = u32::try_from(longer).ok().filter(|&l| l <= 65_535);
-                let longer = longer.ok_or_else(|| format!("a {} x {} picture is too long", self.width, self.height))?;
-                let (height, width) = if self.width < self.height { (longer, size) } else { (size, longer) };
+                let longer = longer.ok_or_else(|| {
+                    format!("a {} x {} picture is too long", self.width, self.height)
+                })?;
+                let (height, width) =
+                    if self.width < self.height { (longer, size) } else { (size, longer) };
                 Ok(self.resized(height, width, filter))
             }
             Step::CenterCrop { height, width } => {
@@ -478,14 +496,16 @@ impl Pixels {
                     ));
                 }
                 // torchvision's `int(round(difference / 2))`, whose `round` takes ties to even.
-                let start = |side: u32, crop: u32| (f64::from(side - crop) / 2.0).round_ties_even() as u32;
+                let start =
+                    |side: u32, crop: u32| (f64::from(side - crop) / 2.0).round_ties_even() as u32;
                 let (top, left) = (start(self.height, height), start(self.width, width));
                 Ok(self.cropped(top, left, height, width))
             }
             Step::CenterCropFraction(fraction) => {
                 let side = (f64::from(fraction) * f64::from(self.width.min(self.height))) as u32;
                 let side = side.max(1);
-                let (top, left) = ((self.height - side).div_ceil(2), (self.width - side).div_ceil(2));
+                let (top, left) =
+                    ((self.height - side).div_ceil(2), (self.width - side).div_ceil(2));
                 Ok(self.cropped(top, left, side, side))
             }
         }
@@ -511,10 +531,13 @@ impl Pixels {
             Filter::Lanczos => ResizeAlg::Convolution(FilterType::Lanczos3),
         };
         let kind = if self.n_channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
-        let from = ImageRef::new(self.width, self.height, &self.bytes, kind).expect("bytes fit the sizes");
+        let from =
+            ImageRef::new(self.width, self.height, &self.bytes, kind).expect("bytes fit the sizes");
         let mut to = Image::new(width, height, kind);
         let options = ResizeOptions::new().resize_alg(algorithm).use_alpha(false);
-        Resizer::new().resize(&from, &mut to, &options).expect("both pictures are of one kind and not empty");
+        Resizer::new()
+            .resize(&from, &mut to, &options)
+            .expect("both pictures are of one kind and not empty");
         Self { width, height, n_channels: self.n_channels, bytes: to.into_vec() }
     }
 }

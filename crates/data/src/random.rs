@@ -56,27 +56,39 @@ impl Source for Random {
 }
 
 fn tensor(spec: &InputSpec, dims: &[usize], random: &mut SplitMix) -> Result<Tensor, Error> {
-    let unsupported =
-        |what: String| Error::Unsupported { input: spec.name.clone(), what };
+    let unsupported = |what: String| Error::Unsupported { input: spec.name.clone(), what };
     let n = midtread_graph::tensor::n_elements(dims).map_err(|e| unsupported(e.to_string()))?;
     let mut floats = || (0..n).map(|_| random.normal()).collect::<Vec<f32>>();
     let dims = dims.to_vec();
     let tensor = match spec.dtype {
         DataType::Float => Tensor::from_slice(dims, &floats()),
-        DataType::Double => Tensor::from_slice(dims, &floats().into_iter().map(f64::from).collect::<Vec<_>>()),
-        DataType::Float16 => {
-            Tensor::from_slice(dims, &floats().into_iter().map(half::f16::from_f32).collect::<Vec<_>>())
+        DataType::Double => {
+            Tensor::from_slice(dims, &floats().into_iter().map(f64::from).collect::<Vec<_>>())
         }
-        DataType::Bfloat16 => {
-            Tensor::from_slice(dims, &floats().into_iter().map(half::bf16::from_f32).collect::<Vec<_>>())
+        DataType::Float16 => Tensor::from_slice(
+            dims,
+            &floats().into_iter().map(half::f16::from_f32).collect::<Vec<_>>(),
+        ),
+        DataType::Bfloat16 => Tensor::from_slice(
+            dims,
+            &floats().into_iter().map(half::bf16::from_f32).collect::<Vec<_>>(),
+        ),
+        DataType::Int64 => {
+            Tensor::from_slice(dims, &(0..n).map(|_| random.digit()).collect::<Vec<i64>>())
         }
-        DataType::Int64 => Tensor::from_slice(dims, &(0..n).map(|_| random.digit()).collect::<Vec<i64>>()),
-        DataType::Int32 => Tensor::from_slice(dims, &(0..n).map(|_| random.digit() as i32).collect::<Vec<_>>()),
-        DataType::Uint8 => Tensor::from_slice(dims, &(0..n).map(|_| random.digit() as u8).collect::<Vec<_>>()),
-        DataType::Int8 => Tensor::from_slice(dims, &(0..n).map(|_| random.digit() as i8).collect::<Vec<_>>()),
+        DataType::Int32 => {
+            Tensor::from_slice(dims, &(0..n).map(|_| random.digit() as i32).collect::<Vec<_>>())
+        }
+        DataType::Uint8 => {
+            Tensor::from_slice(dims, &(0..n).map(|_| random.digit() as u8).collect::<Vec<_>>())
+        }
+        DataType::Int8 => {
+            Tensor::from_slice(dims, &(0..n).map(|_| random.digit() as i8).collect::<Vec<_>>())
+        }
         DataType::Bool => {
             let bytes: Vec<u8> = (0..n).map(|_| random.digit() as u8 & 1).collect();
-            return Tensor::from_bytes(DataType::Bool, dims, bytes.into()).map_err(|e| unsupported(e.to_string()));
+            return Tensor::from_bytes(DataType::Bool, dims, bytes.into())
+                .map_err(|e| unsupported(e.to_string()));
         }
         other => return Err(unsupported(format!("random data of type {other}"))),
     };

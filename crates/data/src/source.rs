@@ -7,7 +7,9 @@ use std::{
 
 use midtread_graph::Sample;
 
-use crate::{arrays, error::Error, idx, images, preprocess::Preprocess, spec::InputSpec, test_sets};
+use crate::{
+    arrays, error::Error, idx, images, preprocess::Preprocess, spec::InputSpec, test_sets,
+};
 
 /// Samples that are read when they are asked for, from any thread.
 pub trait Source: Send + Sync {
@@ -61,7 +63,8 @@ pub fn open(
     let path = path.as_ref();
     let is_dir = fs::metadata(path).map_err(Error::io(path))?.is_dir();
     let limit = options.limit.unwrap_or(usize::MAX);
-    let source = if is_dir { open_folder(path, specs, options)? } else { open_file(path, specs, options)? };
+    let source =
+        if is_dir { open_folder(path, specs, options)? } else { open_file(path, specs, options)? };
     if source.names().is_empty() || limit == 0 {
         return Err(Error::NoData { path: path.to_owned() });
     }
@@ -93,7 +96,11 @@ impl Source for First {
     }
 }
 
-fn open_file(path: &Path, specs: &[InputSpec], options: &Options) -> Result<Box<dyn Source>, Error> {
+fn open_file(
+    path: &Path,
+    specs: &[InputSpec],
+    options: &Options,
+) -> Result<Box<dyn Source>, Error> {
     let extension = extension(path);
     let root = path.parent().unwrap_or(Path::new(""));
     let file = vec![path.to_owned()];
@@ -107,7 +114,11 @@ fn open_file(path: &Path, specs: &[InputSpec], options: &Options) -> Result<Box<
     }
 }
 
-fn open_folder(path: &Path, specs: &[InputSpec], options: &Options) -> Result<Box<dyn Source>, Error> {
+fn open_folder(
+    path: &Path,
+    specs: &[InputSpec],
+    options: &Options,
+) -> Result<Box<dyn Source>, Error> {
     let sets = test_sets::folders(path)?;
     if !sets.is_empty() {
         return test_sets::open(path, sets, specs);
@@ -116,7 +127,11 @@ fn open_folder(path: &Path, specs: &[InputSpec], options: &Options) -> Result<Bo
     list(path, 0, &mut files)?;
     files.sort_by_cached_key(|file| relative(path, file));
     let with = |extensions: &[&str]| -> Vec<PathBuf> {
-        files.iter().filter(|file| extensions.contains(&extension(file).as_str())).cloned().collect()
+        files
+            .iter()
+            .filter(|file| extensions.contains(&extension(file).as_str()))
+            .cloned()
+            .collect()
     };
     let (pictures, npy, npz) = (with(PICTURES), with(&["npy"]), with(&["npz"]));
     let idx: Vec<_> = files.iter().filter(|file| idx::has_idx_name(file)).cloned().collect();
@@ -174,7 +189,10 @@ pub(crate) fn extension(path: &Path) -> String {
 /// A sample's name: its path below the folder that was given, with `/` on every system.
 pub(crate) fn relative(root: &Path, path: &Path) -> String {
     let path = path.strip_prefix(root).unwrap_or(path);
-    path.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect::<Vec<_>>().join("/")
+    path.components()
+        .map(|c| c.as_os_str().to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join("/")
 }
 
 /// A sample that is at hand.

@@ -26,7 +26,8 @@ impl InputSpec {
         let spec = |&id| {
             let value = graph.value(id);
             let name = value.name().to_owned();
-            let unsupported = |what: &str| Error::Unsupported { input: name.clone(), what: what.to_owned() };
+            let unsupported =
+                |what: &str| Error::Unsupported { input: name.clone(), what: what.to_owned() };
             let ty = graph.type_of(id).ok_or_else(|| unsupported("an input without a type"))?;
             let TypeKind::Tensor { elem, .. } = &ty.kind else {
                 return Err(unsupported(&format!("an input of type {ty}")));
@@ -51,7 +52,8 @@ pub struct Expected(Option<Vec<Option<usize>>>);
 impl fmt::Display for Expected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(dims) = &self.0 else { return f.write_str("any shape") };
-        let dims: Vec<_> = dims.iter().map(|d| d.map_or("?".to_owned(), |d| d.to_string())).collect();
+        let dims: Vec<_> =
+            dims.iter().map(|d| d.map_or("?".to_owned(), |d| d.to_string())).collect();
         write!(f, "[{}]", dims.join(", "))
     }
 }
@@ -77,7 +79,11 @@ pub(crate) fn fit(
         // What is missing says more than what is too much.
         check_missing(sample, specs, &names)?;
         let inputs = specs.iter().map(|spec| spec.name.clone()).collect();
-        return Err(Error::UnknownInput { sample: sample.to_owned(), found: found.clone(), inputs });
+        return Err(Error::UnknownInput {
+            sample: sample.to_owned(),
+            found: found.clone(),
+            inputs,
+        });
     }
     check_missing(sample, specs, &names)?;
     let mut given = given;
@@ -101,10 +107,20 @@ fn check_missing(sample: &str, specs: &[InputSpec], names: &[String]) -> Result<
     }
 }
 
-fn fit_input(sample: &str, spec: &InputSpec, tensor: Tensor, check: Check) -> Result<Tensor, Error> {
+fn fit_input(
+    sample: &str,
+    spec: &InputSpec,
+    tensor: Tensor,
+    check: Check,
+) -> Result<Tensor, Error> {
     let (sample, input) = (sample.to_owned(), spec.name.clone());
     if tensor.dtype() != spec.dtype {
-        return Err(Error::InputType { sample, input, expected: spec.dtype, found: tensor.dtype() });
+        return Err(Error::InputType {
+            sample,
+            input,
+            expected: spec.dtype,
+            found: tensor.dtype(),
+        });
     }
     if check == Check::Finite && has_no_finite(&tensor) {
         return Err(Error::NotFinite { sample, input, n: tensor.len() });
@@ -112,7 +128,8 @@ fn fit_input(sample: &str, spec: &InputSpec, tensor: Tensor, check: Check) -> Re
     let Some(expected) = &spec.dims else { return Ok(tensor) };
     let found = tensor.dims().to_vec();
     let fits = |dims: &[usize]| {
-        dims.len() == expected.len() && dims.iter().zip(expected).all(|(&d, e)| e.is_none_or(|e| e == d))
+        dims.len() == expected.len()
+            && dims.iter().zip(expected).all(|(&d, e)| e.is_none_or(|e| e == d))
     };
     if fits(&found) {
         return Ok(tensor);

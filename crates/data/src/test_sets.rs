@@ -23,7 +23,9 @@ pub fn folders(path: &Path) -> Result<Vec<PathBuf>, Error> {
     for entry in fs::read_dir(path).map_err(Error::io(path))? {
         let entry = entry.map_err(Error::io(path))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if let Some(number) = name.strip_prefix("test_data_set_").and_then(|n| n.parse::<u64>().ok()) {
+        if let Some(number) =
+            name.strip_prefix("test_data_set_").and_then(|n| n.parse::<u64>().ok())
+        {
             sets.push((number, entry.path()));
         }
     }
@@ -34,7 +36,8 @@ pub fn folders(path: &Path) -> Result<Vec<PathBuf>, Error> {
 /// The tensors `PREFIX_0.pb`, `PREFIX_1.pb`, ... in a folder, with their names in [`Tensor::notes`]. `prefix` is
 /// `input` or `output`.
 pub fn tensors(folder: &Path, prefix: &str) -> Result<Vec<Tensor>, Error> {
-    let paths = (0..).map(|i| folder.join(format!("{prefix}_{i}.pb"))).take_while(|path| path.is_file());
+    let paths =
+        (0..).map(|i| folder.join(format!("{prefix}_{i}.pb"))).take_while(|path| path.is_file());
     paths.map(|path| tensor(&path)).collect()
 }
 
@@ -61,11 +64,17 @@ struct TestSets {
 }
 
 /// A sample in each of `folders`.
-pub(crate) fn open(root: &Path, folders: Vec<PathBuf>, specs: &[InputSpec]) -> Result<Box<dyn Source>, Error> {
+pub(crate) fn open(
+    root: &Path,
+    folders: Vec<PathBuf>,
+    specs: &[InputSpec],
+) -> Result<Box<dyn Source>, Error> {
     let width = folders.len().saturating_sub(1).to_string().len();
     // Numbered, because `test_data_set_10` comes before `test_data_set_2` in the order of names.
     let name = |(i, folder): (usize, &PathBuf)| match relative(root, folder) {
-        name if name.is_empty() => root.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        name if name.is_empty() => {
+            root.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        }
         name if folders.len() == 1 => name,
         name => format!("{i:0width$}_{name}"),
     };
@@ -81,7 +90,8 @@ impl Source for TestSets {
     fn sample(&self, i: usize) -> Result<Sample, Error> {
         let tensors = tensors(&self.folders[i], "input")?;
         let is_input = |name: &str| self.specs.iter().any(|spec| spec.name == name);
-        let name_of = |tensor: &Tensor| tensor.notes().map(|notes| notes.name.clone()).unwrap_or_default();
+        let name_of =
+            |tensor: &Tensor| tensor.notes().map(|notes| notes.name.clone()).unwrap_or_default();
         // By name where every tensor has one; some programs leave the names out, or make up their own.
         let by_name = tensors.iter().all(|tensor| is_input(&name_of(tensor)));
         let name = |(k, tensor): (usize, &Tensor)| match self.specs.get(k) {

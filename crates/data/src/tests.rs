@@ -1,10 +1,6 @@
 //! What is promised about sources, on files made here.
 
-use std::{
-    error::Error as _,
-    fs,
-    path::PathBuf,
-};
+use std::{error::Error as _, fs, path::PathBuf};
 
 use flate2::{Compression, write::GzEncoder};
 use image::{DynamicImage, GrayImage, ImageBuffer, ImageFormat, Luma, Rgb, RgbImage};
@@ -12,8 +8,8 @@ use midtread_graph::{DataType, Dim, Model, Tensor, Type};
 use tempfile::TempDir;
 
 use crate::{
-    Error, InputSpec, Labels, Options, PRESETS, Preprocess, Source, open, preprocess::Step, random, test_sets,
-    write::write_npy,
+    Error, InputSpec, Labels, Options, PRESETS, Preprocess, Source, open, preprocess::Step, random,
+    test_sets, write::write_npy,
 };
 
 fn input(name: &str, dtype: DataType, dims: &[Option<usize>]) -> InputSpec {
@@ -103,11 +99,20 @@ fn pictures_are_found_at_any_depth_in_the_order_of_their_names() {
     for i in 0..source.n_samples() {
         let sample = source.sample(i).unwrap();
         assert_eq!(sample.name, source.names()[i]);
-        assert_eq!((sample.inputs[0].0.as_str(), sample.inputs[0].1.dims()), ("image", &[1, 3, 4, 4][..]));
+        assert_eq!(
+            (sample.inputs[0].0.as_str(), sample.inputs[0].1.dims()),
+            ("image", &[1, 3, 4, 4][..])
+        );
     }
     let first_two = Options { limit: Some(2), ..with("") };
-    assert_eq!(open(folder.0.path(), &pictures_spec(), &first_two).unwrap().names(), ["a.JPEG", "b/a/z.bmp"]);
-    assert_eq!(open(folder.path("c.webp"), &pictures_spec(), &with("")).unwrap().names(), ["c.webp"]);
+    assert_eq!(
+        open(folder.0.path(), &pictures_spec(), &first_two).unwrap().names(),
+        ["a.JPEG", "b/a/z.bmp"]
+    );
+    assert_eq!(
+        open(folder.path("c.webp"), &pictures_spec(), &with("")).unwrap().names(),
+        ["c.webp"]
+    );
 }
 
 #[test]
@@ -129,7 +134,8 @@ fn numbers_layout_and_color_are_as_described() {
     folder.picture("x.png", ImageFormat::Png);
     let read = |text: &str, dims: [usize; 3]| {
         let dims: Vec<_> = [None].into_iter().chain(dims.map(Some)).collect();
-        let source = open(folder.path("x.png"), &[input("i", DataType::Float, &dims)], &with(text)).unwrap();
+        let source =
+            open(folder.path("x.png"), &[input("i", DataType::Float, &dims)], &with(text)).unwrap();
         values(&*source, 0)
     };
     let nchw = read("", [3, 4, 4]);
@@ -144,7 +150,8 @@ fn numbers_layout_and_color_are_as_described() {
     // (19595 * 20 + 38470 * 20 + 7471 * 200 + 32768) / 65536
     assert_eq!(read("color = 'gray'", [1, 4, 4])[6], 41.0);
     let scaled = read("divisor = 255\nmean = [0.5, 0.25, 0.0]\nstd = 2.0", [3, 4, 4]);
-    let expected = [(20.0_f32 / 255.0 - 0.5) / 2.0, (20.0_f32 / 255.0 - 0.25) / 2.0, 200.0_f32 / 255.0 / 2.0];
+    let expected =
+        [(20.0_f32 / 255.0 - 0.5) / 2.0, (20.0_f32 / 255.0 - 0.25) / 2.0, 200.0_f32 / 255.0 / 2.0];
     assert_eq!([scaled[6], scaled[16 + 6], scaled[32 + 6]], expected);
 
     // A model that takes bytes gets them, if they stay bytes.
@@ -152,7 +159,10 @@ fn numbers_layout_and_color_are_as_described() {
     let sample = open(folder.path("x.png"), &bytes, &with("")).unwrap().sample(0).unwrap();
     assert_eq!(sample.inputs[0].1.as_bytes()[3 * 6..3 * 7], [20, 20, 200]);
     let text = refusal(open(folder.path("x.png"), &bytes, &with("divisor = 2")).unwrap().sample(0));
-    assert!(text.contains("x.png`: the model takes bytes, and `test` makes other numbers of them"), "{text}");
+    assert!(
+        text.contains("x.png`: the model takes bytes, and `test` makes other numbers of them"),
+        "{text}"
+    );
 
     let halves = [input("i", DataType::Float16, &[Some(1), Some(3), Some(4), Some(4)])];
     let sample = open(folder.path("x.png"), &halves, &with("")).unwrap().sample(0).unwrap();
@@ -168,7 +178,10 @@ fn crops_are_where_torchvision_and_tensorflow_cut() {
     };
     let spec = InputSpec { dims: None, ..input("i", DataType::Float, &[]) };
     let cut = |step: Step, n: u32| {
-        let preprocess = Preprocess { steps: vec![step], ..Preprocess::from_toml("color = 'gray'", "t").unwrap() };
+        let preprocess = Preprocess {
+            steps: vec![step],
+            ..Preprocess::from_toml("color = 'gray'", "t").unwrap()
+        };
         let tensor = preprocess.apply(row(n), &spec).unwrap();
         let values = tensor.to_vec::<f32>().unwrap();
         let width = tensor.dims()[2];
@@ -202,7 +215,8 @@ fn every_preset_keeps_the_laws_and_toml_can_say_what_it_says() {
         // One color everywhere stays one color.
         let plane = values.len() / tensor.dims()[0];
         assert!(values.chunks(plane).all(|c| c.iter().all(|x| *x == c[0])), "{}", preset.name);
-        let again = Preprocess::from_toml(&format!("preset = '{}'", preset.name), preset.name).unwrap();
+        let again =
+            Preprocess::from_toml(&format!("preset = '{}'", preset.name), preset.name).unwrap();
         assert_eq!(again, made);
         assert_eq!(Preprocess::find(preset.name).unwrap(), made);
     }
@@ -212,7 +226,10 @@ fn every_preset_keeps_the_laws_and_toml_can_say_what_it_says() {
 
     let text = "color = 'rgb'\ndivisor = 255\nmean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n\
                 steps = [{ resize_shorter_side = 256, filter = 'bilinear' }, { center_crop = [224, 224] }]";
-    assert_eq!(Preprocess::from_toml(text, "imagenet").unwrap(), Preprocess::preset("imagenet").unwrap());
+    assert_eq!(
+        Preprocess::from_toml(text, "imagenet").unwrap(),
+        Preprocess::preset("imagenet").unwrap()
+    );
 }
 
 #[test]
@@ -236,7 +253,10 @@ fn preprocessings_that_make_no_sense_are_refused_by_name() {
         assert!(text.starts_with("preprocessing `my.toml`: ") && text.contains(expected), "{text}");
     }
     let text = refusal(Preprocess::find("imagenett"));
-    assert!(text.contains("`imagenett`: there is no such preset or file; the presets are imagenet,"), "{text}");
+    assert!(
+        text.contains("`imagenett`: there is no such preset or file; the presets are imagenet,"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -257,12 +277,18 @@ fn broken_pictures_and_empty_folders_are_named() {
     assert_eq!(source.names(), ["cut.png", "empty.png", "text.png", "whole.png"]);
     for (i, name) in source.names().iter().enumerate().take(3) {
         let text = refusal(source.sample(i));
-        assert!(text.starts_with("picture `") && text.contains(&format!("{name}` cannot be decoded: ")), "{text}");
+        assert!(
+            text.starts_with("picture `") && text.contains(&format!("{name}` cannot be decoded: ")),
+            "{text}"
+        );
     }
     source.sample(3).unwrap();
 
     let text = refusal(open(folder.0.path(), &pictures_spec(), &plain()));
-    assert!(text.ends_with("holds pictures, and how to turn them into numbers is not given"), "{text}");
+    assert!(
+        text.ends_with("holds pictures, and how to turn them into numbers is not given"),
+        "{text}"
+    );
     let two = [pictures_spec(), vec![input("mask", DataType::Float, &[None])]].concat();
     assert_eq!(
         refusal(open(folder.0.path(), &two, &with(""))),
@@ -305,7 +331,10 @@ fn a_wrong_name_type_or_shape_says_what_was_expected_and_found() {
     let inputs = source.sample(0).unwrap().inputs;
     assert_eq!((inputs[0].0.as_str(), inputs[1].0.as_str()), ("ids", "mask"));
     assert_eq!(inputs[0].1.dims(), [1, 2]);
-    assert_eq!(refusal(source.sample(1)), "sample `1` has nothing for the input `mask`; it has `ids`");
+    assert_eq!(
+        refusal(source.sample(1)),
+        "sample `1` has nothing for the input `mask`; it has `ids`"
+    );
     let source = open(folder.path("sets"), &specs(&["ids", "token_type_ids"]), &plain()).unwrap();
     assert_eq!(
         refusal(source.sample(0)),
@@ -328,7 +357,8 @@ fn arrays_for_several_inputs_may_be_stacked_in_a_folder() {
     folder.npy("a_0.npy", &floats(&[3, 2]));
     folder.npy("b.npy", &floats(&[3]));
     // A file cannot be called `a:0`.
-    let specs = [input("a:0", DataType::Float, &[None, Some(2)]), input("b", DataType::Float, &[Some(1)])];
+    let specs =
+        [input("a:0", DataType::Float, &[None, Some(2)]), input("b", DataType::Float, &[Some(1)])];
     let source = open(folder.0.path(), &specs, &plain()).unwrap();
     assert_eq!(source.n_samples(), 3);
     let sample = source.sample(2).unwrap();
@@ -344,7 +374,8 @@ fn a_folder_of_arrays_has_a_sample_a_file_of_any_batch() {
     let folder = Folder::new();
     folder.npy("one.npy", &floats(&[2]));
     folder.npy("three.npy", &floats(&[3, 2]));
-    let source = open(folder.0.path(), &[input("x", DataType::Float, &[None, Some(2)])], &plain()).unwrap();
+    let source =
+        open(folder.0.path(), &[input("x", DataType::Float, &[None, Some(2)])], &plain()).unwrap();
     assert_eq!(source.names(), ["one.npy", "three.npy"]);
     assert_eq!(source.sample(0).unwrap().inputs[0].1.dims(), [1, 2]);
     assert_eq!(source.sample(1).unwrap().inputs[0].1.dims(), [3, 2]);
@@ -356,7 +387,10 @@ fn data_without_a_finite_number_is_refused() {
     folder.npy("x.npy", &Tensor::vector(&[f32::NAN, f32::INFINITY, f32::NAN]));
     folder.npy("y.npy", &Tensor::vector(&[f32::NAN, 1.0, f32::NAN]));
     let source = open(folder.0.path(), &[input("i", DataType::Float, &[None])], &plain()).unwrap();
-    assert_eq!(refusal(source.sample(0)), "sample `x.npy`, input `i`: none of its 3 values is finite");
+    assert_eq!(
+        refusal(source.sample(0)),
+        "sample `x.npy`, input `i`: none of its 3 values is finite"
+    );
     source.sample(1).unwrap();
 }
 
@@ -376,8 +410,16 @@ fn damaged_arrays_are_refused_by_name_and_allocate_nothing() {
         ("empty", vec![], "it ends too early"),
         ("text", b"hello world".to_vec(), "it is not a .npy file"),
         ("cut", good[..good.len() - 1].to_vec(), "[2] needs 8 bytes, and the file has 7"),
-        ("version", b"\x93NUMPY\x09\x00\x00\x00".to_vec(), "version 9 of the .npy format is not known"),
-        ("huge_header", b"\x93NUMPY\x02\x00\xff\xff\xff\xff".to_vec(), "its header is longer than 1 MiB"),
+        (
+            "version",
+            b"\x93NUMPY\x09\x00\x00\x00".to_vec(),
+            "version 9 of the .npy format is not known",
+        ),
+        (
+            "huge_header",
+            b"\x93NUMPY\x02\x00\xff\xff\xff\xff".to_vec(),
+            "its header is longer than 1 MiB",
+        ),
         (
             "huge",
             header("{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 2)}"),
@@ -385,18 +427,40 @@ fn damaged_arrays_are_refused_by_name_and_allocate_nothing() {
         ),
         (
             "overflow",
-            header("{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4611686018427387904)}"),
+            header(
+                "{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4611686018427387904)}",
+            ),
             "more elements than can be addressed",
         ),
-        ("record", header("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2,)}"), "arrays of records"),
-        ("object", header("{'descr': '|O', 'fortran_order': False, 'shape': (2,)}"), "type `|O` are not supported"),
-        ("shape", header("{'descr': '<f4', 'fortran_order': False, 'shape': (2,x)}"), "size `x` is no number"),
-        ("no_shape", header("{'descr': '<f4', 'fortran_order': False}"), "its header has no `shape`"),
+        (
+            "record",
+            header("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2,)}"),
+            "arrays of records",
+        ),
+        (
+            "object",
+            header("{'descr': '|O', 'fortran_order': False, 'shape': (2,)}"),
+            "type `|O` are not supported",
+        ),
+        (
+            "shape",
+            header("{'descr': '<f4', 'fortran_order': False, 'shape': (2,x)}"),
+            "size `x` is no number",
+        ),
+        (
+            "no_shape",
+            header("{'descr': '<f4', 'fortran_order': False}"),
+            "its header has no `shape`",
+        ),
     ] {
         let path = folder.write(&format!("{name}/{name}.npy"), bytes);
-        let last = open(&path, &specs, &plain()).and_then(|source| source.sample(source.n_samples().min(4) - 1));
+        let last = open(&path, &specs, &plain())
+            .and_then(|source| source.sample(source.n_samples().min(4) - 1));
         let text = refusal(last);
-        assert!(text.contains(&format!("{name}.npy`")) && text.contains(expected), "{name}: {text}");
+        assert!(
+            text.contains(&format!("{name}.npy`")) && text.contains(expected),
+            "{name}: {text}"
+        );
     }
     for (name, bytes) in [("a.npz", &b"PK\x03\x04"[..]), ("b.npz", b"no archive"), ("c.npz", b"")] {
         let path = folder.write(name, bytes);
@@ -464,7 +528,9 @@ fn idx_files_are_images_and_labels_by_position() {
 fn onnx_test_data_sets_are_read_by_number_and_by_name() {
     let folder = Folder::new();
     let notes = |name: &str| midtread_graph::Notes { name: name.to_owned(), ..Default::default() };
-    let tensor = |name: &str, x: f32| midtread_onnx::tensor_to_bytes(&Tensor::vector(&[x]).with_notes(notes(name)));
+    let tensor = |name: &str, x: f32| {
+        midtread_onnx::tensor_to_bytes(&Tensor::vector(&[x]).with_notes(notes(name)))
+    };
     for i in [0, 2, 10] {
         folder.write(&format!("test_data_set_{i}/input_0.pb"), tensor("b", i as f32));
         folder.write(&format!("test_data_set_{i}/input_1.pb"), tensor("a", 100.0));
@@ -497,7 +563,11 @@ fn random_data_is_the_same_for_the_same_seed_and_comes_with_a_warning() {
         input("ids", DataType::Int64, &[Some(2), Some(3)]),
         InputSpec { required: false, ..input("optional", DataType::String, &[]) },
     ];
-    let (a, b, c) = (random(&specs, 3, 1).unwrap(), random(&specs, 3, 1).unwrap(), random(&specs, 3, 2).unwrap());
+    let (a, b, c) = (
+        random(&specs, 3, 1).unwrap(),
+        random(&specs, 3, 1).unwrap(),
+        random(&specs, 3, 2).unwrap(),
+    );
     assert!(a.warning().is_some());
     assert_eq!(a.sample(2).unwrap(), b.sample(2).unwrap());
     assert_ne!(a.sample(2).unwrap().inputs, c.sample(2).unwrap().inputs);
@@ -508,7 +578,10 @@ fn random_data_is_the_same_for_the_same_seed_and_comes_with_a_warning() {
     assert_eq!(a.sample(0).unwrap().inputs[1].1.dims(), [2, 3]);
 
     let text = refusal(random(&[input("x", DataType::Float, &[None, None])], 1, 0));
-    assert_eq!(text, "input `x` has no known size along axis 1, so random data cannot be made for it");
+    assert_eq!(
+        text,
+        "input `x` has no known size along axis 1, so random data cannot be made for it"
+    );
     let text = refusal(random(&[input("x", DataType::String, &[])], 1, 0).unwrap().sample(0));
     assert_eq!(text, "input `x`: random data of type string is not supported");
 }
@@ -521,7 +594,10 @@ fn labels_come_in_the_forms_that_people_keep_them_in() {
         ("a.csv", "file,label\ncat.png,1|2\n\"a/dog, old.png\", 3\n"),
         ("b.csv", "cat.png,1|2\r\n\"a/dog, old.png\",3\r\n"),
         ("a.json", r#"{"cat.png": [1, 2], "a/dog, old.png": 3}"#),
-        ("b.json", r#"[{"file": "cat.png", "labels": [1, 2]}, {"file": "a/dog, old.png", "label": 3}]"#),
+        (
+            "b.json",
+            r#"[{"file": "cat.png", "labels": [1, 2]}, {"file": "a/dog, old.png", "label": 3}]"#,
+        ),
     ] {
         let labels = read(name, text).unwrap();
         assert_eq!(labels.n_labeled(), 2, "{name}");
@@ -566,8 +642,14 @@ fn a_models_inputs_are_what_a_caller_can_give() {
 
     let untyped = model.graph.fresh("untyped");
     model.graph.inputs.push(untyped);
-    assert_eq!(refusal(InputSpec::of(&model)), "input `untyped`: an input without a type is not supported");
+    assert_eq!(
+        refusal(InputSpec::of(&model)),
+        "input `untyped`: an input without a type is not supported"
+    );
     model.graph.value_mut(untyped).ty =
         Some(Type { kind: midtread_graph::TypeKind::Sequence(None), denotation: String::new() });
-    assert_eq!(refusal(InputSpec::of(&model)), "input `untyped`: an input of type sequence is not supported");
+    assert_eq!(
+        refusal(InputSpec::of(&model)),
+        "input `untyped`: an input of type sequence is not supported"
+    );
 }

@@ -13,8 +13,10 @@ use crate::error::Error;
 /// that file names cannot have become `_`; bfloat16 becomes float32, which holds each of its values. The file is
 /// written under another name and renamed.
 pub fn write_npy(folder: &Path, name: &str, tensor: &Tensor) -> Result<PathBuf, Error> {
-    let file_name: String =
-        name.chars().map(|c| if c.is_control() || "/\\:*?\"<>|".contains(c) { '_' } else { c }).collect();
+    let file_name: String = name
+        .chars()
+        .map(|c| if c.is_control() || "/\\:*?\"<>|".contains(c) { '_' } else { c })
+        .collect();
     let path = folder.join(format!("{file_name}.npy"));
     let descr = match tensor.dtype() {
         DataType::Float | DataType::Bfloat16 => "<f4",

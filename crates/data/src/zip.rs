@@ -51,7 +51,10 @@ pub(crate) fn entries(path: &Path) -> io::Result<Vec<Entry>> {
     let mut tail = vec![0; n_tail as usize];
     file.seek(SeekFrom::Start(len - n_tail))?;
     file.read_exact(&mut tail)?;
-    let end = tail.windows(4).rposition(|w| w == b"PK\x05\x06").ok_or_else(|| bad("it is not a ZIP archive"))?;
+    let end = tail
+        .windows(4)
+        .rposition(|w| w == b"PK\x05\x06")
+        .ok_or_else(|| bad("it is not a ZIP archive"))?;
     let mut n_directory = u64::from(u32_at(&tail, end + 12)?);
     let mut directory_at = u64::from(u32_at(&tail, end + 16)?);
     if 20 <= end && tail[end - 20..end].starts_with(b"PK\x06\x07") {
@@ -74,8 +77,11 @@ pub(crate) fn entries(path: &Path) -> io::Result<Vec<Entry>> {
     let mut entries = Vec::new();
     let mut rest = &directory[..];
     while rest.starts_with(b"PK\x01\x02") {
-        let (n_name, n_extra, n_comment) =
-            (usize::from(u16_at(rest, 28)?), usize::from(u16_at(rest, 30)?), usize::from(u16_at(rest, 32)?));
+        let (n_name, n_extra, n_comment) = (
+            usize::from(u16_at(rest, 28)?),
+            usize::from(u16_at(rest, 30)?),
+            usize::from(u16_at(rest, 32)?),
+        );
         let total = 46 + n_name + n_extra + n_comment;
         if rest.len() < total {
             return Err(bad("the archive's directory is cut off"));

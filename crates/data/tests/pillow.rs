@@ -14,9 +14,13 @@ fn spec(dtype: DataType, dims: &[Option<usize>]) -> Vec<InputSpec> {
 }
 
 fn python(args: &[&Path]) -> String {
-    let python =
-        std::env::var_os("MIDTREAD_PYTHON").map_or_else(|| root().join("target/venv/bin/python"), PathBuf::from);
-    assert!(python.exists(), "{} is missing: run the tests with `cargo xtask test`", python.display());
+    let python = std::env::var_os("MIDTREAD_PYTHON")
+        .map_or_else(|| root().join("target/venv/bin/python"), PathBuf::from);
+    assert!(
+        python.exists(),
+        "{} is missing: run the tests with `cargo xtask test`",
+        python.display()
+    );
     let output = Command::new(python).args(args).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -31,7 +35,8 @@ fn made_by_python() -> tempfile::TempDir {
 fn one(path: &Path, specs: &[InputSpec], preprocess: Option<&Preprocess>) -> Tensor {
     let options = Options { preprocess: preprocess.cloned(), limit: None };
     let source = open(path, specs, &options).unwrap_or_else(|e| panic!("{e}"));
-    let sample = source.sample(0).unwrap_or_else(|e| panic!("{e}: {:?}", std::error::Error::source(&e)));
+    let sample =
+        source.sample(0).unwrap_or_else(|e| panic!("{e}: {:?}", std::error::Error::source(&e)));
     sample.inputs.into_iter().next().unwrap().1
 }
 
@@ -65,11 +70,16 @@ fn pictures_are_decoded_and_resampled_as_pillow_does_it() {
     cases.push(("rgb".to_owned(), String::new(), 0.0));
     for (case, text, allowed) in cases {
         let preprocess = Preprocess::from_toml(&text, &case).unwrap();
-        for picture in ["smooth", "noise", "alpha", "gray", "gray_alpha", "palette", "bits", "small"] {
+        for picture in
+            ["smooth", "noise", "alpha", "gray", "gray_alpha", "palette", "bits", "small"]
+        {
             let ours = one(&path(&format!("pictures/{picture}.png")), &any, Some(&preprocess));
             let theirs = one(&path(&format!("{case}/{picture}.npy")), &any, None);
             let (max, share) = compare(&ours, &theirs, 1.0);
-            assert!(max <= allowed && share < 0.01, "{case}, {picture}: {max} levels, {share:.5} of the values");
+            assert!(
+                max <= allowed && share < 0.01,
+                "{case}, {picture}: {max} levels, {share:.5} of the values"
+            );
         }
     }
 }
@@ -126,9 +136,14 @@ fn arrays_are_what_numpy_wrote() {
         assert_eq!((tensor.dtype(), tensor.dims()), (dtype, &[1, 2, 3, 4][..]));
         match name {
             "f4" | "big_f4" => {
-                assert_eq!(tensor.to_vec::<f32>().unwrap(), (0..24).map(|i| i as f32).collect::<Vec<_>>());
+                assert_eq!(
+                    tensor.to_vec::<f32>().unwrap(),
+                    (0..24).map(|i| i as f32).collect::<Vec<_>>()
+                );
             }
-            "i2" | "big_i2" => assert_eq!(tensor.to_vec::<i16>().unwrap(), (0..24).collect::<Vec<_>>()),
+            "i2" | "big_i2" => {
+                assert_eq!(tensor.to_vec::<i16>().unwrap(), (0..24).collect::<Vec<_>>())
+            }
             "bool" => assert_eq!(tensor.as_bytes()[..3], [0, 1, 1]),
             _ => {}
         }
@@ -139,15 +154,26 @@ fn arrays_are_what_numpy_wrote() {
         assert_eq!(source.names(), [format!("{name}[0]"), format!("{name}[1]")]);
         let second = source.sample(1).unwrap();
         assert_eq!(second.inputs[0].1.dims(), [1, 3, 4], "{name}");
-        assert_eq!(second.inputs[0].1.to_vec::<f32>().unwrap(), (12..24).map(|i| i as f32).collect::<Vec<_>>());
+        assert_eq!(
+            second.inputs[0].1.to_vec::<f32>().unwrap(),
+            (12..24).map(|i| i as f32).collect::<Vec<_>>()
+        );
     }
     let mut both = spec(DataType::Float, &[None, Some(3), Some(4)]);
     both[0].name = "a".to_owned();
-    both.push(InputSpec { name: "b".to_owned(), dtype: DataType::Int64, dims: Some(vec![None]), required: true });
+    both.push(InputSpec {
+        name: "b".to_owned(),
+        dtype: DataType::Int64,
+        dims: Some(vec![None]),
+        required: true,
+    });
     for name in ["stored.npz", "packed.npz"] {
         let source = open(path(name), &both, &Options::default()).unwrap();
         let second = source.sample(1).unwrap();
-        assert_eq!(second.inputs[0].1.to_vec::<f32>().unwrap(), (12..24).map(|i| i as f32).collect::<Vec<_>>());
+        assert_eq!(
+            second.inputs[0].1.to_vec::<f32>().unwrap(),
+            (12..24).map(|i| i as f32).collect::<Vec<_>>()
+        );
         assert_eq!(second.inputs[1].1.to_vec::<i64>().unwrap(), [1]);
         assert_eq!(second.inputs[1].1.dims(), [1]);
     }
@@ -163,7 +189,11 @@ fn numpy_reads_what_is_written() {
         ("scores/0:x", Tensor::from_slice(vec![2, 3], &values).unwrap()),
         ("scalar", Tensor::scalar(7_i64)),
         ("vector", Tensor::vector(&[1_u8, 2])),
-        ("brain", Tensor::from_slice(vec![2], &[half::bf16::from_f32(1.5), half::bf16::from_f32(-3e38)]).unwrap()),
+        (
+            "brain",
+            Tensor::from_slice(vec![2], &[half::bf16::from_f32(1.5), half::bf16::from_f32(-3e38)])
+                .unwrap(),
+        ),
         ("empty", Tensor::from_slice::<f32>(vec![0, 3], &[]).unwrap()),
     ];
     for (name, tensor) in &tensors {

@@ -9,9 +9,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = args.next().ok_or("give a folder and models")?;
     for path in args {
         let name = Path::new(&path).file_name().ok_or("a model has a name")?;
-        let written = load(&path).and_then(|model| save(&model, Path::new(&out).join(name), &SaveOptions::default()));
+        let written = load(&path)
+            .and_then(|model| save(&model, Path::new(&out).join(name), &SaveOptions::default()));
         if let Err(error) = written {
-            println!("{error}{}", error.source().map_or(String::new(), |source| format!(": {source}")));
+            println!(
+                "{error}{}",
+                error.source().map_or(String::new(), |source| format!(": {source}"))
+            );
         }
     }
     Ok(())

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use midtread_graph::{
-    Attr, AttrValue, DataType, Dim, Function, Graph, Model, Node, Opaque, Shape, Type, TypeKind, ValueId,
+    Attr, AttrValue, DataType, Dim, Function, Graph, Model, Node, Opaque, Shape, Type, TypeKind,
+    ValueId,
 };
 use prost::Message as _;
 
@@ -12,9 +13,9 @@ use crate::{
     external::Files,
     order,
     proto::{
-        AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, SparseTensorProto,
-        StringStringEntryProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto::dimension,
-        type_proto,
+        AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+        SparseTensorProto, StringStringEntryProto, TensorShapeProto, TypeProto, ValueInfoProto,
+        tensor_shape_proto::dimension, type_proto,
     },
     tensor::{self, Naming},
 };
@@ -41,7 +42,8 @@ pub(crate) fn model(proto: ModelProto, mut files: Files) -> Result<Model, Proble
     carry(&mut opaque, 20, proto.training_info);
     carry(&mut opaque, 26, proto.configuration);
     let opset_imports = imports(&mut opaque, 8, proto.opset_import);
-    let functions: Result<_, _> = proto.functions.into_iter().map(|f| function(f, &mut files)).collect();
+    let functions: Result<_, _> =
+        proto.functions.into_iter().map(|f| function(f, &mut files)).collect();
     Ok(Model {
         ir_version: version,
         opset_imports,
@@ -64,11 +66,18 @@ pub(crate) fn pairs(entries: Vec<StringStringEntryProto>) -> Vec<(String, String
 
 /// The imports of field `number`. Most programs write the default domain as an empty string; `opaque` gets a mark
 /// for those that leave it out.
-fn imports(opaque: &mut Opaque, number: u32, entries: Vec<OperatorSetIdProto>) -> Vec<(String, i64)> {
+fn imports(
+    opaque: &mut Opaque,
+    number: u32,
+    entries: Vec<OperatorSetIdProto>,
+) -> Vec<(String, i64)> {
     if entries.iter().any(|e| e.domain.is_none()) {
         opaque.push((number, Bytes::new()));
     }
-    entries.into_iter().map(|e| (e.domain.unwrap_or_default(), e.version.unwrap_or_default())).collect()
+    entries
+        .into_iter()
+        .map(|e| (e.domain.unwrap_or_default(), e.version.unwrap_or_default()))
+        .collect()
 }
 
 /// Notes that a field is in the file though it says nothing, so that it is written again.
@@ -102,7 +111,12 @@ impl Scope<'_> {
 struct Defined(Vec<bool>);
 
 impl Defined {
-    fn add(&mut self, graph: &mut Graph, name: &str, by: impl Fn() -> String) -> Result<ValueId, Problem> {
+    fn add(
+        &mut self,
+        graph: &mut Graph,
+        name: &str,
+        by: impl Fn() -> String,
+    ) -> Result<ValueId, Problem> {
         let id = graph.intern(name);
         if self.0.len() <= id.idx() {
             self.0.resize(id.idx() + 1, false);
@@ -114,7 +128,11 @@ impl Defined {
     }
 }
 
-fn graph(proto: GraphProto, outer: Option<&Scope<'_>>, files: &mut Files) -> Result<Graph, Problem> {
+fn graph(
+    proto: GraphProto,
+    outer: Option<&Scope<'_>>,
+    files: &mut Files,
+) -> Result<Graph, Problem> {
     let mut graph = Graph::default();
     graph.metadata = pairs(proto.metadata_props);
     mark(&mut graph.opaque, 2, proto.name.as_deref());
@@ -201,8 +219,11 @@ fn function(proto: FunctionProto, files: &mut Files) -> Result<Function, Problem
         ..GraphProto::default()
     };
     let label = proto.name.clone().unwrap_or_default();
-    let defaults: Result<_, _> =
-        proto.attribute_proto.into_iter().map(|a| attr(a, None, &label, "function", files)).collect();
+    let defaults: Result<_, _> = proto
+        .attribute_proto
+        .into_iter()
+        .map(|a| attr(a, None, &label, "function", files))
+        .collect();
     Ok(Function {
         name: proto.name.unwrap_or_default(),
         domain: proto.domain.unwrap_or_default(),
@@ -252,7 +273,11 @@ fn describe(graph: &mut Graph, id: ValueId, info: ValueInfoProto) -> Result<(), 
     Ok(())
 }
 
-fn sparse_initializer(graph: &mut Graph, defined: &mut Defined, bytes: Bytes) -> Result<(), Problem> {
+fn sparse_initializer(
+    graph: &mut Graph,
+    defined: &mut Defined,
+    bytes: Bytes,
+) -> Result<(), Problem> {
     let proto = SparseTensorProto::decode(bytes).map_err(crate::error::undecodable)?;
     let values = proto.values.unwrap_or_default();
     let name = values.name.as_deref().filter(|n| !n.is_empty());
@@ -274,19 +299,25 @@ fn sparse_initializer(graph: &mut Graph, defined: &mut Defined, bytes: Bytes) ->
 /// A type, or a clause that says what is wrong with it.
 fn decode_type(proto: TypeProto) -> Result<Type, String> {
     use type_proto::Value;
-    let boxed = |ty: Option<Box<TypeProto>>| ty.map(|ty| decode_type(*ty).map(Box::new)).transpose();
+    let boxed =
+        |ty: Option<Box<TypeProto>>| ty.map(|ty| decode_type(*ty).map(Box::new)).transpose();
     let kind = match proto.value {
         None => TypeKind::Unset,
-        Some(Value::TensorType(t)) => TypeKind::Tensor { elem: elem(t.elem_type)?, shape: shape(t.shape)? },
+        Some(Value::TensorType(t)) => {
+            TypeKind::Tensor { elem: elem(t.elem_type)?, shape: shape(t.shape)? }
+        }
         Some(Value::SparseTensorType(t)) => {
             TypeKind::SparseTensor { elem: elem(t.elem_type)?, shape: shape(t.shape)? }
         }
         Some(Value::SequenceType(t)) => TypeKind::Sequence(boxed(t.elem_type)?),
         Some(Value::OptionalType(t)) => TypeKind::Optional(boxed(t.elem_type)?),
-        Some(Value::MapType(t)) => TypeKind::Map { key: elem(t.key_type)?, value: boxed(t.value_type)? },
-        Some(Value::OpaqueType(t)) => {
-            TypeKind::Opaque { domain: t.domain.unwrap_or_default(), name: t.name.unwrap_or_default() }
+        Some(Value::MapType(t)) => {
+            TypeKind::Map { key: elem(t.key_type)?, value: boxed(t.value_type)? }
         }
+        Some(Value::OpaqueType(t)) => TypeKind::Opaque {
+            domain: t.domain.unwrap_or_default(),
+            name: t.name.unwrap_or_default(),
+        },
     };
     Ok(Type { kind, denotation: proto.denotation.unwrap_or_default() })
 }
@@ -294,7 +325,9 @@ fn decode_type(proto: TypeProto) -> Result<Type, String> {
 fn elem(number: Option<i32>) -> Result<Option<DataType>, String> {
     match number.unwrap_or(0) {
         0 => Ok(None),
-        n => DataType::from_onnx(n).map(Some).ok_or_else(|| format!("element type {n} is not known")),
+        n => {
+            DataType::from_onnx(n).map(Some).ok_or_else(|| format!("element type {n} is not known"))
+        }
     }
 }
 

@@ -8,7 +8,8 @@
 use std::io::{self, Write};
 
 use midtread_graph::{
-    Attr, AttrValue, Dim, Function, Graph, Model, Node, Opaque, Shape, Tensor, Type, TypeKind, ValueId,
+    Attr, AttrValue, Dim, Function, Graph, Model, Node, Opaque, Shape, Tensor, Type, TypeKind,
+    ValueId,
 };
 
 /// Where bytes go.
@@ -16,7 +17,11 @@ pub(crate) trait Sink: Sized {
     fn put(&mut self, bytes: &[u8]) -> io::Result<()>;
 
     /// A message in field `number`, with its length before it.
-    fn message(&mut self, number: u32, body: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<()>;
+    fn message(
+        &mut self,
+        number: u32,
+        body: impl FnOnce(&mut Self) -> io::Result<()>,
+    ) -> io::Result<()>;
 
     /// Where the tensor's data lies, if not in the message. Called once a tensor, in the same order in every run.
     fn place(&mut self, tensor: &Tensor) -> Option<Place>;
@@ -90,7 +95,11 @@ impl Sink for Measure {
         Ok(())
     }
 
-    fn message(&mut self, number: u32, body: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<()> {
+    fn message(
+        &mut self,
+        number: u32,
+        body: impl FnOnce(&mut Self) -> io::Result<()>,
+    ) -> io::Result<()> {
         let slot = self.lengths.len();
         self.lengths.push(0);
         let start = self.n_bytes;
@@ -103,13 +112,19 @@ impl Sink for Measure {
 
     fn place(&mut self, tensor: &Tensor) -> Option<Place> {
         let length = tensor.as_bytes().len();
-        let place = self.external.as_ref().filter(|e| 0 < length && e.min_bytes <= length).map(|external| {
-            let length = length as u64;
-            let offset = self.data_end.next_multiple_of(if LARGE <= length { ALIGN_LARGE } else { ALIGN });
-            self.data_end = offset + length;
-            self.tensors.push((offset, tensor.clone()));
-            Place { location: external.location.clone(), offset, length }
-        });
+        let place = self.external.as_ref().filter(|e| 0 < length && e.min_bytes <= length).map(
+            |external| {
+                let length = length as u64;
+                let offset = self.data_end.next_multiple_of(if LARGE <= length {
+                    ALIGN_LARGE
+                } else {
+                    ALIGN
+                });
+                self.data_end = offset + length;
+                self.tensors.push((offset, tensor.clone()));
+                Place { location: external.location.clone(), offset, length }
+            },
+        );
         self.places.push(place.clone());
         place
     }
@@ -146,7 +161,11 @@ impl<W: Write> Sink for Emit<'_, W> {
         self.out.write_all(bytes)
     }
 
-    fn message(&mut self, number: u32, body: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<()> {
+    fn message(
+        &mut self,
+        number: u32,
+        body: impl FnOnce(&mut Self) -> io::Result<()>,
+    ) -> io::Result<()> {
         let length = *self.lengths.next().expect("as many messages as were measured");
         key(self, number, 2)?;
         varint(self, length)?;
@@ -215,7 +234,10 @@ fn marked(s: &mut impl Sink, number: u32, value: &str, opaque: &Opaque) -> io::R
 }
 
 fn carried(s: &mut impl Sink, number: u32, opaque: &Opaque) -> io::Result<()> {
-    opaque.iter().filter(|&&(n, _)| n == number).try_for_each(|(_, content)| bytes(s, number, content))
+    opaque
+        .iter()
+        .filter(|&&(n, _)| n == number)
+        .try_for_each(|(_, content)| bytes(s, number, content))
 }
 
 fn pairs(s: &mut impl Sink, number: u32, pairs: &[(String, String)]) -> io::Result<()> {
@@ -228,7 +250,12 @@ fn pairs(s: &mut impl Sink, number: u32, pairs: &[(String, String)]) -> io::Resu
 }
 
 /// The default domain as an empty string, unless the file left it out.
-fn imports(s: &mut impl Sink, number: u32, imports: &[(String, i64)], opaque: &Opaque) -> io::Result<()> {
+fn imports(
+    s: &mut impl Sink,
+    number: u32,
+    imports: &[(String, i64)],
+    opaque: &Opaque,
+) -> io::Result<()> {
     let leave_out = opaque.iter().any(|&(n, _)| n == number);
     imports.iter().try_for_each(|(domain, version)| {
         s.message(number, |s| {
@@ -320,7 +347,9 @@ fn attr(s: &mut impl Sink, a: &Attr) -> io::Result<()> {
         AttrValue::Tensors(ts) => {
             ts.iter().try_for_each(|t| s.message(10, |s| tensor(s, t, ""))).map(|()| 9)?
         }
-        AttrValue::Graphs(gs) => gs.iter().try_for_each(|g| s.message(11, |s| graph(s, g))).map(|()| 10)?,
+        AttrValue::Graphs(gs) => {
+            gs.iter().try_for_each(|g| s.message(11, |s| graph(s, g))).map(|()| 10)?
+        }
         AttrValue::Type(_) => 13,
         AttrValue::Types(_) => 14,
         AttrValue::Ref { ty, .. } | AttrValue::Opaque { ty, .. } => *ty,
@@ -328,7 +357,9 @@ fn attr(s: &mut impl Sink, a: &Attr) -> io::Result<()> {
     doc(s)?;
     match &a.value {
         AttrValue::Type(ty) => s.message(14, |s| type_proto(s, ty))?,
-        AttrValue::Types(types) => types.iter().try_for_each(|ty| s.message(15, |s| type_proto(s, ty)))?,
+        AttrValue::Types(types) => {
+            types.iter().try_for_each(|ty| s.message(15, |s| type_proto(s, ty)))?
+        }
         _ => {}
     }
     int(s, 20, i64::from(kind))?;

@@ -64,7 +64,9 @@ pub enum Problem {
     },
 
     /// The file has a field that the definitions of its IR version do not have.
-    #[error("`{at}` has field {number}, which {message} does not define up to IR version {MAX_IR_VERSION}")]
+    #[error(
+        "`{at}` has field {number}, which {message} does not define up to IR version {MAX_IR_VERSION}"
+    )]
     UnknownField {
         /// Fields and positions from the outermost.
         at: String,
@@ -141,7 +143,9 @@ pub enum Problem {
     },
 
     /// Nodes that wait for each other.
-    #[error("node `{node}` is part of a cycle, or behind one: {n_nodes} nodes cannot be put in order")]
+    #[error(
+        "node `{node}` is part of a cycle, or behind one: {n_nodes} nodes cannot be put in order"
+    )]
     Cycle {
         /// The first of them in the file.
         node: String,
@@ -256,21 +260,25 @@ impl Error {
         match &self.problem {
             Problem::Io { source, .. } => match source.kind() {
                 NotFound => Some("check the path; folders are not made"),
-                PermissionDenied | ReadOnlyFilesystem => Some("check the permissions of the file and its folder"),
+                PermissionDenied | ReadOnlyFilesystem => {
+                    Some("check the permissions of the file and its folder")
+                }
                 StorageFull | QuotaExceeded => Some("free some space, or write to another disk"),
                 _ => None,
             },
             Problem::NotAFile => Some("give the path of the .onnx file itself"),
-            Problem::NotOnnx { .. } => Some("export the model to ONNX first; the file must be a ModelProto"),
+            Problem::NotOnnx { .. } => {
+                Some("export the model to ONNX first; the file must be a ModelProto")
+            }
             Problem::Truncated { .. } | Problem::Malformed { .. } => {
                 Some("the file may be an incomplete download or copy; fetch or export it again")
             }
             Problem::IrVersion { version: 1.. } | Problem::UnknownField { .. } => Some(
                 "the file may come from a newer version of ONNX: update midtread, or export for an older one",
             ),
-            Problem::Tensor { source: TensorProblem::ExternalIo { .. }, .. } => {
-                Some("the files with the weights must lie beside the .onnx file, under the names it gives them")
-            }
+            Problem::Tensor { source: TensorProblem::ExternalIo { .. }, .. } => Some(
+                "the files with the weights must lie beside the .onnx file, under the names it gives them",
+            ),
             Problem::Tensor { source: TensorProblem::External { .. }, .. } => {
                 Some("external data must lie in the model's own folder and must not be cut off")
             }

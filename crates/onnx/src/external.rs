@@ -15,7 +15,8 @@ use crate::error::{Problem, TensorProblem};
 /// The bytes of a file, mapped. The mapping lives as long as any slice of it.
 pub(crate) fn map_file(path: &Path) -> Result<Bytes, Problem> {
     // A pipe would wait for a writer, and a device need not end.
-    let is_file = fs::metadata(path).map_err(|source| Problem::Io { doing: "opened", source })?.is_file();
+    let is_file =
+        fs::metadata(path).map_err(|source| Problem::Io { doing: "opened", source })?.is_file();
     if !is_file {
         return Err(Problem::NotAFile);
     }
@@ -55,7 +56,10 @@ pub(crate) struct Files {
 impl Files {
     /// Files in `base_dir`; none at all without one.
     pub(crate) fn new(base_dir: Option<&Path>) -> Self {
-        Self { folders: base_dir.into_iter().map(Path::to_owned).collect(), mapped: BTreeMap::new() }
+        Self {
+            folders: base_dir.into_iter().map(Path::to_owned).collect(),
+            mapped: BTreeMap::new(),
+        }
     }
 
     /// Files in the folder of the model at `path`.
@@ -67,14 +71,19 @@ impl Files {
         };
         // Download caches keep links to files elsewhere: then the model's own folder is where it really lies.
         let real = fs::canonicalize(path).ok().map(|real| folder(&real));
-        Self { folders: [Some(folder(path)), real].into_iter().flatten().collect(), mapped: BTreeMap::new() }
+        Self {
+            folders: [Some(folder(path)), real].into_iter().flatten().collect(),
+            mapped: BTreeMap::new(),
+        }
     }
 
     /// The data of a tensor of `n_bytes`.
     pub(crate) fn slice(&mut self, at: &Location, n_bytes: usize) -> Result<Bytes, TensorProblem> {
         let refuse = |what: String| TensorProblem::External { location: at.location.clone(), what };
         if let Some(length) = at.length.filter(|&length| length != n_bytes as u64) {
-            return Err(refuse(format!("it gives the tensor {length} bytes, which needs {n_bytes}")));
+            return Err(refuse(format!(
+                "it gives the tensor {length} bytes, which needs {n_bytes}"
+            )));
         }
         let file = self.map(&at.location)?;
         let end = at.offset.checked_add(n_bytes as u64).filter(|&end| end <= file.len() as u64);
@@ -91,7 +100,8 @@ impl Files {
     fn map(&mut self, location: &str) -> Result<&Bytes, TensorProblem> {
         if !self.mapped.contains_key(location) {
             let path = self.resolve(location)?;
-            let bytes = map_regular_file(&path).map_err(|source| io_problem(location, "opened", source))?;
+            let bytes =
+                map_regular_file(&path).map_err(|source| io_problem(location, "opened", source))?;
             self.mapped.insert(location.to_owned(), bytes);
         }
         Ok(&self.mapped[location])
@@ -99,8 +109,9 @@ impl Files {
 
     /// The real path of a file that a model names, which must lie in the model's folder.
     fn resolve(&self, location: &str) -> Result<PathBuf, TensorProblem> {
-        let refuse =
-            |what: &str| Err(TensorProblem::External { location: location.to_owned(), what: what.to_owned() });
+        let refuse = |what: &str| {
+            Err(TensorProblem::External { location: location.to_owned(), what: what.to_owned() })
+        };
         let Some(first) = self.folders.first() else {
             return refuse("the model comes without a folder");
         };
@@ -110,8 +121,11 @@ impl Files {
         if location.is_empty() || location.contains('\0') || !relative.components().all(inside) {
             return refuse("it must be a path inside the model's folder");
         }
-        let path = fs::canonicalize(first.join(relative)).map_err(|e| io_problem(location, "opened", e))?;
-        let is_inside = |folder: &PathBuf| fs::canonicalize(folder).is_ok_and(|folder| path.starts_with(folder));
+        let path = fs::canonicalize(first.join(relative))
+            .map_err(|e| io_problem(location, "opened", e))?;
+        let is_inside = |folder: &PathBuf| {
+            fs::canonicalize(folder).is_ok_and(|folder| path.starts_with(folder))
+        };
         if !self.folders.iter().any(is_inside) {
             return refuse("it is a link that leaves the model's folder");
         }

@@ -39,7 +39,10 @@ use prost::Message as _;
 
 pub use crate::{
     error::{Error, Problem},
-    save::{ExternalData, SaveOptions, SaveReport, remove_partial_files, save, tensor_to_bytes, to_bytes},
+    save::{
+        ExternalData, SaveOptions, SaveReport, remove_partial_files, save, tensor_to_bytes,
+        to_bytes,
+    },
 };
 
 /// The newest IR version that this version reads: that of `proto/onnx.proto`.

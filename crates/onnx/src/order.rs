@@ -25,7 +25,12 @@ pub(crate) fn sort(graph: &mut Graph) -> Result<(), Problem> {
         node.subgraphs().for_each(|inner| inner.captures(&mut captured));
         let captured = captured.iter().filter_map(|name| graph.find(name));
         needs[i].extend(
-            node.inputs.iter().flatten().copied().chain(captured).filter_map(|id| producer[id.idx()]),
+            node.inputs
+                .iter()
+                .flatten()
+                .copied()
+                .chain(captured)
+                .filter_map(|id| producer[id.idx()]),
         );
     }
     if needs.iter().enumerate().all(|(i, needs)| needs.iter().all(|&j| j < i)) {

@@ -77,7 +77,11 @@ pub fn tensor_to_bytes(tensor: &Tensor) -> Vec<u8> {
 /// Files are written under temporary names in the same folder and renamed at the end, the external data first.
 /// After an error nothing is left of them. A file with the same name may be one that `model` was loaded from: its
 /// mapping stays valid. The same model and options give the same bytes.
-pub fn save(model: &Model, path: impl AsRef<Path>, options: &SaveOptions) -> Result<SaveReport, Error> {
+pub fn save(
+    model: &Model,
+    path: impl AsRef<Path>,
+    options: &SaveOptions,
+) -> Result<SaveReport, Error> {
     let path = path.as_ref();
     let in_file = |problem| Error::in_file(path, problem);
     let name = path.file_name().ok_or_else(|| in_file(Problem::NotAFile))?;
@@ -105,7 +109,10 @@ pub fn save(model: &Model, path: impl AsRef<Path>, options: &SaveOptions) -> Res
         None
     } else {
         let write = |out: &mut BufWriter<&mut fs::File>| layout.write_data(out);
-        Some(Partial::write(&data_path, write).map_err(|problem| Error::in_file(&data_path, problem))?)
+        Some(
+            Partial::write(&data_path, write)
+                .map_err(|problem| Error::in_file(&data_path, problem))?,
+        )
     };
     let main = Partial::write(path, |out| layout.write(model, out)).map_err(in_file)?;
     let had_data = data_path.exists();
@@ -174,7 +181,9 @@ impl<'a> Partial<'a> {
         let file = {
             // Held over the creation, so that no file is missed by `remove_partial_files`.
             let mut partial_files = partial_files();
-            let file = builder.tempfile_in(folder).map_err(|source| Problem::Io { doing: "created", source })?;
+            let file = builder
+                .tempfile_in(folder)
+                .map_err(|source| Problem::Io { doing: "created", source })?;
             partial_files.insert(file.path().to_owned());
             file
         };
@@ -182,7 +191,9 @@ impl<'a> Partial<'a> {
         let mut partial = Self { file: Some(file), path, temp_path };
         let file = partial.file.as_mut().expect("not yet put in place").as_file_mut();
         let mut out = BufWriter::with_capacity(1 << 16, file);
-        write(&mut out).and_then(|()| out.flush()).map_err(|source| Problem::Io { doing: "written", source })?;
+        write(&mut out)
+            .and_then(|()| out.flush())
+            .map_err(|source| Problem::Io { doing: "written", source })?;
         drop(out);
         Ok(partial)
     }

@@ -73,7 +73,11 @@ pub(crate) fn check(bytes: &[u8], root: usize) -> Result<(), Problem> {
 fn other_format(bytes: &[u8]) -> Option<&'static str> {
     const MAGIC: &[(usize, &[u8], &str)] = &[
         (0, b"PK\x03\x04", "it looks like a ZIP archive (PyTorch and Keras save such files)"),
-        (0, b"version https://git-lfs", "it is a Git LFS pointer; `git lfs pull` fetches the file itself"),
+        (
+            0,
+            b"version https://git-lfs",
+            "it is a Git LFS pointer; `git lfs pull` fetches the file itself",
+        ),
         (0, b"<!DOCTYPE", "it looks like a web page"),
         (0, b"<!doctype", "it looks like a web page"),
         (0, b"<html", "it looks like a web page"),
@@ -89,7 +93,8 @@ fn other_format(bytes: &[u8]) -> Option<&'static str> {
     if bytes.is_empty() {
         return Some("it is empty");
     }
-    let matches = |&&(at, magic, _): &&(usize, &[u8], &str)| bytes.get(at..at + magic.len()) == Some(magic);
+    let matches =
+        |&&(at, magic, _): &&(usize, &[u8], &str)| bytes.get(at..at + magic.len()) == Some(magic);
     MAGIC.iter().find(matches).map(|&(_, _, what)| what)
 }
 
@@ -110,7 +115,8 @@ impl Scan<'_> {
             let start = pos;
             let key = self.varint(&mut pos, end)?;
             let (number, wire_type) = (key >> 3, key & 7);
-            let Some(field_idx) = message.fields.iter().position(|f| u64::from(f.number) == number) else {
+            let Some(field_idx) = message.fields.iter().position(|f| u64::from(f.number) == number)
+            else {
                 let number = u32::try_from(number).ok().filter(|&n| 0 < n && n < 1 << 29);
                 let Some(number) = number.filter(|_| matches!(wire_type, 0 | 1 | 2 | 5)) else {
                     return Err(self.malformed(start, format!("{key} is no field's tag")));
@@ -126,7 +132,10 @@ impl Scan<'_> {
             match (field.kind, wire_type) {
                 (Kind::Varint, 0) => {
                     let value = self.varint(&mut pos, end)?;
-                    if 0 < self.n_carried && message.name == "TensorProto" && field.name == "data_location" && value == 1
+                    if 0 < self.n_carried
+                        && message.name == "TensorProto"
+                        && field.name == "data_location"
+                        && value == 1
                     {
                         let what = "external data of a sparse tensor or of training information";
                         return Err(Problem::Unsupported { what: what.to_owned() });
@@ -140,7 +149,11 @@ impl Scan<'_> {
                 (Kind::Varint | Kind::Fixed32 | Kind::Fixed64, 2) if field.repeated => {
                     // Packed: at most eight times as large in memory, which the allowance covers.
                     let n = self.length(field, counts[field_idx], &mut pos, end)?;
-                    self.pay(if matches!(field.kind, Kind::Varint) { 8 * n as u64 } else { n as u64 })?;
+                    self.pay(if matches!(field.kind, Kind::Varint) {
+                        8 * n as u64
+                    } else {
+                        n as u64
+                    })?;
                     pos += n;
                 }
                 (Kind::Bytes, 2) => {
@@ -164,7 +177,8 @@ impl Scan<'_> {
                         let what = format!("its messages nest deeper than {MAX_DEPTH} levels");
                         return Err(Problem::Excessive { what });
                     }
-                    let carried = matches!(MESSAGES[inner].name, "SparseTensorProto" | "TrainingInfoProto");
+                    let carried =
+                        matches!(MESSAGES[inner].name, "SparseTensorProto" | "TrainingInfoProto");
                     self.n_carried += usize::from(carried);
                     self.message(inner, pos, pos + n)?;
                     self.n_carried -= usize::from(carried);
@@ -187,12 +201,22 @@ impl Scan<'_> {
         if self.cost <= allowed {
             return Ok(());
         }
-        let what = format!("its {} bytes would take more than {} MiB of memory", self.bytes.len(), allowed >> 20);
+        let what = format!(
+            "its {} bytes would take more than {} MiB of memory",
+            self.bytes.len(),
+            allowed >> 20
+        );
         Err(Problem::Excessive { what })
     }
 
     /// Reads a length, and checks that as much is left.
-    fn length(&mut self, field: &'static Field, count: usize, pos: &mut usize, end: usize) -> Result<usize, Problem> {
+    fn length(
+        &mut self,
+        field: &'static Field,
+        count: usize,
+        pos: &mut usize,
+        end: usize,
+    ) -> Result<usize, Problem> {
         let needed = self.varint(pos, end)?;
         let got = (end - *pos) as u64;
         if needed <= got {

@@ -18,12 +18,16 @@ pub(crate) enum Naming {
 }
 
 /// The tensor, sharing the bytes of `raw_data` or of the file with external data.
-pub(crate) fn decode(mut proto: TensorProto, naming: Naming, files: &mut Files) -> Result<Tensor, Problem> {
+pub(crate) fn decode(
+    mut proto: TensorProto,
+    naming: Naming,
+    files: &mut Files,
+) -> Result<Tensor, Problem> {
     let name = proto.name.take().unwrap_or_default();
     let metadata = crate::decode::pairs(std::mem::take(&mut proto.metadata_props));
     let doc_string = proto.doc_string.take().unwrap_or_default();
-    let tensor =
-        elements(proto, files).map_err(|source| Problem::Tensor { tensor: name.clone(), source })?;
+    let tensor = elements(proto, files)
+        .map_err(|source| Problem::Tensor { tensor: name.clone(), source })?;
     let name = if naming == Naming::InNotes { name } else { String::new() };
     Ok(tensor.with_notes(Notes { name, doc_string, metadata }))
 }
@@ -52,7 +56,9 @@ fn elements(proto: TensorProto, files: &mut Files) -> Result<Tensor, TensorProbl
     }
     let typed = typed_len(&proto, dtype);
     match proto.raw_data {
-        Some(raw) if typed.1 == 0 || !raw.is_empty() => return Ok(Tensor::from_bytes(dtype, dims, raw)?),
+        Some(raw) if typed.1 == 0 || !raw.is_empty() => {
+            return Ok(Tensor::from_bytes(dtype, dims, raw)?);
+        }
         _ if typed.1 == 0 && 0 < n => return Err(TensorProblem::NoData(n)),
         _ => {}
     }
@@ -123,7 +129,8 @@ fn narrow<T, const N: usize>(entries: &[T], bytes: impl Fn(&T) -> [u8; N]) -> Al
 fn six_bits(entries: &[i32]) -> AlignedBuf {
     let mut buf = AlignedBuf::zeroed((entries.len() * 6).div_ceil(8));
     for (to, group) in buf.as_bytes_mut().chunks_mut(3).zip(entries.chunks(4)) {
-        let bits = group.iter().enumerate().fold(0, |bits, (i, &x)| bits | (x as u32 & 0x3f) << (6 * i));
+        let bits =
+            group.iter().enumerate().fold(0, |bits, (i, &x)| bits | (x as u32 & 0x3f) << (6 * i));
         to.copy_from_slice(&bits.to_le_bytes()[..to.len()]);
     }
     buf

@@ -10,8 +10,10 @@ use prost::Message as _;
 use crate::{
     Error, ExternalData, Problem, SaveOptions, from_bytes, load,
     proto::{
-        AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, SparseTensorProto,
-        StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_proto::Segment,
+        AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+        SparseTensorProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto,
+        ValueInfoProto,
+        tensor_proto::Segment,
         tensor_shape_proto::{Dimension, dimension::Value as Size},
         type_proto,
     },
@@ -23,7 +25,10 @@ fn text(s: &str) -> Option<String> {
 }
 
 fn info(name: &str, dims: &[i64]) -> ValueInfoProto {
-    let dim = dims.iter().map(|&d| Dimension { value: Some(Size::DimValue(d)), denotation: None }).collect();
+    let dim = dims
+        .iter()
+        .map(|&d| Dimension { value: Some(Size::DimValue(d)), denotation: None })
+        .collect();
     let tensor = type_proto::Tensor { elem_type: Some(1), shape: Some(TensorShapeProto { dim }) };
     let ty = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), denotation: None };
     ValueInfoProto { name: text(name), r#type: Some(ty), ..Default::default() }
@@ -31,7 +36,12 @@ fn info(name: &str, dims: &[i64]) -> ValueInfoProto {
 
 fn op(op_type: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
     let names = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect();
-    NodeProto { op_type: text(op_type), input: names(inputs), output: names(outputs), ..Default::default() }
+    NodeProto {
+        op_type: text(op_type),
+        input: names(inputs),
+        output: names(outputs),
+        ..Default::default()
+    }
 }
 
 fn attribute(name: &str, kind: i32) -> AttributeProto {
@@ -125,17 +135,36 @@ fn everything() -> ModelProto {
         AttributeProto { s: Some(Bytes::from_static(b"\xff\0")), ..attribute("string", 3) },
         AttributeProto { floats: vec![1.0, f32::INFINITY], ..attribute("floats", 6) },
         AttributeProto { ints: vec![0, -1, 300], ..attribute("ints", 7) },
-        AttributeProto { strings: vec![Bytes::new(), Bytes::from_static(b"x")], ..attribute("strings", 8) },
-        AttributeProto { tensors: vec![floats("", &[0], &[]), floats("", &[], &[2.0])], ..attribute("tensors", 9) },
+        AttributeProto {
+            strings: vec![Bytes::new(), Bytes::from_static(b"x")],
+            ..attribute("strings", 8)
+        },
+        AttributeProto {
+            tensors: vec![floats("", &[0], &[]), floats("", &[], &[2.0])],
+            ..attribute("tensors", 9)
+        },
         AttributeProto { graphs: vec![GraphProto::default()], ..attribute("graphs", 10) },
-        AttributeProto { sparse_tensor: Some(sparse.encode_to_vec().into()), ..attribute("sparse", 11) },
-        AttributeProto { sparse_tensors: vec![sparse.encode_to_vec().into(); 2], ..attribute("sparses", 12) },
-        AttributeProto { tp: Some(Box::new(ty.clone())), doc_string: text("d"), ..attribute("type", 13) },
-        AttributeProto { type_protos: vec![ty.clone(), TypeProto::default()], ..attribute("types", 14) },
+        AttributeProto {
+            sparse_tensor: Some(sparse.encode_to_vec().into()),
+            ..attribute("sparse", 11)
+        },
+        AttributeProto {
+            sparse_tensors: vec![sparse.encode_to_vec().into(); 2],
+            ..attribute("sparses", 12)
+        },
+        AttributeProto {
+            tp: Some(Box::new(ty.clone())),
+            doc_string: text("d"),
+            ..attribute("type", 13)
+        },
+        AttributeProto {
+            type_protos: vec![ty.clone(), TypeProto::default()],
+            ..attribute("types", 14)
+        },
         attribute("no_ints", 7),
     ];
     let kinds = {
-        use type_proto::{Map, Optional, Opaque, Sequence, SparseTensor, Value};
+        use type_proto::{Map, Opaque, Optional, Sequence, SparseTensor, Value};
         let boxed = || Some(Box::new(ty.clone()));
         [
             Value::SequenceType(Box::new(Sequence { elem_type: boxed() })),
@@ -154,14 +183,20 @@ fn everything() -> ModelProto {
     x.doc_string = text("the input");
     x.metadata_props = vec![entry("a", "b")];
     let dim = vec![
-        Dimension { value: Some(Size::DimParam("batch".to_owned())), denotation: text("DATA_BATCH") },
+        Dimension {
+            value: Some(Size::DimParam("batch".to_owned())),
+            denotation: text("DATA_BATCH"),
+        },
         Dimension { value: None, denotation: None },
     ];
     let shape = Some(TensorShapeProto { dim });
     let tensor = type_proto::Tensor { elem_type: Some(1), shape };
     let symbolic = ValueInfoProto {
         name: text("y0"),
-        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), denotation: None }),
+        r#type: Some(TypeProto {
+            value: Some(type_proto::Value::TensorType(tensor)),
+            denotation: None,
+        }),
         ..Default::default()
     };
     let graph = GraphProto {
@@ -195,7 +230,10 @@ fn everything() -> ModelProto {
         attribute: vec!["alpha".to_owned()],
         attribute_proto: vec![AttributeProto { f: Some(1.5), ..attribute("beta", 1) }],
         node: vec![NodeProto {
-            attribute: vec![AttributeProto { ref_attr_name: text("alpha"), ..attribute("alpha", 1) }],
+            attribute: vec![AttributeProto {
+                ref_attr_name: text("alpha"),
+                ..attribute("alpha", 1)
+            }],
             ..op("LeakyRelu", &["a"], &["b"])
         }],
         doc_string: text("a function"),
@@ -263,23 +301,36 @@ fn what_is_read_is_what_the_file_says() {
     let sparse = graph.value(graph.find("S").unwrap());
     assert_eq!(sparse.ty.as_ref().unwrap().known_dims(), Some(vec![2]));
     let node = &graph.nodes[3];
-    assert_eq!(node.inputs.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true, true, false]);
+    assert_eq!(
+        node.inputs.iter().map(Option::is_some).collect::<Vec<_>>(),
+        [true, false, true, true, false]
+    );
     assert_eq!(node.int("int"), Some(i64::MIN));
-    assert!(matches!(node.attr("type"), Some(AttrValue::Type(t)) if t.elem() == Some(DataType::Float)));
-    let AttrValue::Graph(then_branch) = graph.nodes[2].attr("then_branch").unwrap() else { panic!() };
+    assert!(
+        matches!(node.attr("type"), Some(AttrValue::Type(t)) if t.elem() == Some(DataType::Float))
+    );
+    let AttrValue::Graph(then_branch) = graph.nodes[2].attr("then_branch").unwrap() else {
+        panic!()
+    };
     let mut captured = Vec::new();
     then_branch.captures(&mut captured);
     assert_eq!(captured, ["y0"]);
     let body = &model.functions[0].body;
-    assert!(matches!(&body.nodes[0].attrs[0].value, AttrValue::Ref { name, ty: 1 } if name == "alpha"));
-    let kinds: Vec<_> = graph.value_info.iter().map(|&id| &graph.value(id).ty.as_ref().unwrap().kind).collect();
-    assert!(matches!(kinds[1..], [
-        TypeKind::Sequence(_),
-        TypeKind::Map { .. },
-        TypeKind::Optional(_),
-        TypeKind::SparseTensor { .. },
-        TypeKind::Opaque { .. }
-    ]));
+    assert!(
+        matches!(&body.nodes[0].attrs[0].value, AttrValue::Ref { name, ty: 1 } if name == "alpha")
+    );
+    let kinds: Vec<_> =
+        graph.value_info.iter().map(|&id| &graph.value(id).ty.as_ref().unwrap().kind).collect();
+    assert!(matches!(
+        kinds[1..],
+        [
+            TypeKind::Sequence(_),
+            TypeKind::Map { .. },
+            TypeKind::Optional(_),
+            TypeKind::SparseTensor { .. },
+            TypeKind::Opaque { .. }
+        ]
+    ));
 }
 
 #[test]
@@ -295,8 +346,12 @@ fn every_way_to_store_elements_gives_the_bytes_of_raw_data() {
     use DataType::*;
     let ints: Vec<i32> = vec![0, 1, -1, 255, 77];
     for dtype in DataType::ALL {
-        let mut proto =
-            TensorProto { data_type: Some(dtype.to_onnx()), dims: vec![5], name: text("t"), ..Default::default() };
+        let mut proto = TensorProto {
+            data_type: Some(dtype.to_onnx()),
+            dims: vec![5],
+            name: text("t"),
+            ..Default::default()
+        };
         let expected: Vec<u8> = match dtype {
             Float => {
                 proto.float_data = vec![1.0, -0.0, f32::NAN, f32::MAX, 1e-45];
@@ -360,7 +415,8 @@ fn every_way_to_store_elements_gives_the_bytes_of_raw_data() {
                 ints.iter().map(|&x| x as u8).collect()
             }
         };
-        let tensor = tensor_from_bytes(proto.encode_to_vec().into()).unwrap_or_else(|e| panic!("{}", message(&e)));
+        let tensor = tensor_from_bytes(proto.encode_to_vec().into())
+            .unwrap_or_else(|e| panic!("{}", message(&e)));
         assert_eq!((tensor.dtype(), tensor.dims()), (dtype, &[5][..]));
         assert_eq!(tensor.as_bytes(), expected, "{dtype}");
         assert_eq!(tensor.notes().unwrap().name, "t");
@@ -387,10 +443,14 @@ fn nodes_out_of_order_are_sorted_and_cycles_refused() {
     let graph = proto.graph.as_mut().unwrap();
     let mut inner = op("If", &["X"], &["b"]);
     inner.attribute.push(AttributeProto {
-        g: Some(Box::new(GraphProto { node: vec![op("Relu", &["a"], &["t"])], ..Default::default() })),
+        g: Some(Box::new(GraphProto {
+            node: vec![op("Relu", &["a"], &["t"])],
+            ..Default::default()
+        })),
         ..attribute("then_branch", 5)
     });
-    graph.node = vec![op("C", &["b"], &["Y"]), inner, op("D", &["X"], &["d"]), op("A", &["X"], &["a"])];
+    graph.node =
+        vec![op("C", &["b"], &["Y"]), inner, op("D", &["X"], &["d"]), op("A", &["X"], &["a"])];
     let order = |proto: &ModelProto| {
         let model = read(proto).unwrap();
         model.graph.nodes.iter().map(|n| n.op_type.clone()).collect::<Vec<_>>()
@@ -449,13 +509,37 @@ fn hostile() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     vec![
         ("empty", Vec::new(), "is not an ONNX model: it is empty"),
         ("zip", b"PK\x03\x04 and so on".to_vec(), "looks like a ZIP archive"),
-        ("text", b"hello world, this is no model".to_vec(), "is not an ONNX model: it is not a protobuf file"),
-        ("tensor_file", floats("t", &[2], &[1.0, 2.0]).encode_to_vec(), "in `the outermost message`"),
-        ("truncated_half", good[..good.len() / 2].to_vec(), "is cut off: `graph` needs 72 bytes, and 34 are left"),
-        ("truncated_last_byte", good[..good.len() - 1].to_vec(), "is cut off: `opset_import[0]` needs 4 bytes"),
+        (
+            "text",
+            b"hello world, this is no model".to_vec(),
+            "is not an ONNX model: it is not a protobuf file",
+        ),
+        (
+            "tensor_file",
+            floats("t", &[2], &[1.0, 2.0]).encode_to_vec(),
+            "in `the outermost message`",
+        ),
+        (
+            "truncated_half",
+            good[..good.len() / 2].to_vec(),
+            "is cut off: `graph` needs 72 bytes, and 34 are left",
+        ),
+        (
+            "truncated_last_byte",
+            good[..good.len() - 1].to_vec(),
+            "is cut off: `opset_import[0]` needs 4 bytes",
+        ),
         ("no_graph", with(&|m| m.graph = None), "is not an ONNX model: it has no graph"),
-        ("no_ir_version", with(&|m| m.ir_version = None), "has IR version 0; versions 1 to 14 are known"),
-        ("newer_ir_version", with(&|m| m.ir_version = Some(15)), "has IR version 15; versions 1 to 14"),
+        (
+            "no_ir_version",
+            with(&|m| m.ir_version = None),
+            "has IR version 0; versions 1 to 14 are known",
+        ),
+        (
+            "newer_ir_version",
+            with(&|m| m.ir_version = Some(15)),
+            "has IR version 15; versions 1 to 14",
+        ),
         ("negative_ir_version", with(&|m| m.ir_version = Some(-1)), "has IR version -1"),
         ("no_opset", with(&|m| m.opset_import.clear()), "imports no operator set"),
         (
@@ -467,31 +551,71 @@ fn hostile() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             },
             "`the outermost message` has field 127, which ModelProto does not define up to IR version 14",
         ),
-        ("not_utf8", graph(&|g| g.initializer[0].name = text("W")).tap_replace(b"W", b"\xff"), "is not UTF-8"),
+        (
+            "not_utf8",
+            graph(&|g| g.initializer[0].name = text("W")).tap_replace(b"W", b"\xff"),
+            "is not UTF-8",
+        ),
         ("deep_nesting", nested(40), "is refused: its messages nest deeper than 96 levels"),
         ("many_empty_nodes", many_empty_nodes, "would take more than"),
         ("negative_dim", weight(&|t| t.dims = vec![-2]), "tensor `W`: size -2 is not possible"),
-        ("overflowing_dims", weight(&|t| t.dims = vec![1 << 62, 1 << 62]), "more elements than can be addressed"),
-        ("overflowing_bytes", weight(&|t| t.dims = vec![1 << 62]), "more elements than can be addressed"),
-        ("huge_dims", weight(&|t| t.dims = vec![1 << 40]), "float[1099511627776] needs 4398046511104 bytes of data"),
-        ("short_data", weight(&|t| t.dims = vec![3]), "tensor `W`: float[3] needs 12 bytes of data, not 8"),
+        (
+            "overflowing_dims",
+            weight(&|t| t.dims = vec![1 << 62, 1 << 62]),
+            "more elements than can be addressed",
+        ),
+        (
+            "overflowing_bytes",
+            weight(&|t| t.dims = vec![1 << 62]),
+            "more elements than can be addressed",
+        ),
+        (
+            "huge_dims",
+            weight(&|t| t.dims = vec![1 << 40]),
+            "float[1099511627776] needs 4398046511104 bytes of data",
+        ),
+        (
+            "short_data",
+            weight(&|t| t.dims = vec![3]),
+            "tensor `W`: float[3] needs 12 bytes of data, not 8",
+        ),
         ("no_data", weight(&|t| t.raw_data = None), "tensor `W`: it has 2 elements and no data"),
-        ("unknown_data_type", weight(&|t| t.data_type = Some(99)), "tensor `W`: element type 99 is not known"),
-        ("no_data_type", weight(&|t| t.data_type = None), "tensor `W`: element type 0 is not known"),
+        (
+            "unknown_data_type",
+            weight(&|t| t.data_type = Some(99)),
+            "tensor `W`: element type 99 is not known",
+        ),
+        (
+            "no_data_type",
+            weight(&|t| t.data_type = None),
+            "tensor `W`: element type 0 is not known",
+        ),
         (
             "segment",
             weight(&|t| t.segment = Some(Segment { begin: Some(0), end: Some(1) })),
             "tensor `W`: tensors in segments are not supported",
         ),
-        ("external_absolute", external(&[("location", "/etc/passwd")]), "must be a path inside the model's folder"),
-        ("external_parent", external(&[("location", "../x.data")]), "must be a path inside the model's folder"),
+        (
+            "external_absolute",
+            external(&[("location", "/etc/passwd")]),
+            "must be a path inside the model's folder",
+        ),
+        (
+            "external_parent",
+            external(&[("location", "../x.data")]),
+            "must be a path inside the model's folder",
+        ),
         (
             "external_hidden_parent",
             external(&[("location", "a/../../x.data")]),
             "external data `a/../../x.data`: it must be a path inside the model's folder",
         ),
         ("external_nowhere", external(&[]), "must be a path inside the model's folder"),
-        ("external_missing", external(&[("location", "missing.data")]), "`missing.data` cannot be opened"),
+        (
+            "external_missing",
+            external(&[("location", "missing.data")]),
+            "`missing.data` cannot be opened",
+        ),
         ("external_folder", external(&[("location", ".")]), "it is not a regular file"),
         (
             "external_offset",
@@ -532,7 +656,11 @@ fn hostile() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             "value `X`: element type 77 is not known",
         ),
         ("unnamed_input", graph(&|g| g.input[0].name = None), "a graph's input has no name"),
-        ("unnamed_initializer", graph(&|g| g.initializer[0].name = text("")), "an initializer has no name"),
+        (
+            "unnamed_initializer",
+            graph(&|g| g.initializer[0].name = text("")),
+            "an initializer has no name",
+        ),
         (
             "initializer_twice",
             graph(&|g| g.initializer.push(floats("W", &[0], &[]))),
@@ -558,8 +686,16 @@ fn hostile() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             graph(&|g| g.output[0].name = text("nothing")),
             "the graph's list of outputs uses `nothing`, which is not defined",
         ),
-        ("self_cycle", graph(&|g| g.node[0].input[0] = "Y".to_owned()), "node `Y` is part of a cycle"),
-        ("no_op_type", graph(&|g| g.node[0].op_type = None), "node `Y` (): it has no operator type"),
+        (
+            "self_cycle",
+            graph(&|g| g.node[0].input[0] = "Y".to_owned()),
+            "node `Y` is part of a cycle",
+        ),
+        (
+            "no_op_type",
+            graph(&|g| g.node[0].op_type = None),
+            "node `Y` (): it has no operator type",
+        ),
         (
             "unknown_attribute_type",
             graph(&|g| g.node[0].attribute.push(attribute("a", 55))),
@@ -579,7 +715,9 @@ fn hostile() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             "bad_tensor_in_attribute",
             graph(&|g| {
                 let t = TensorProto { data_type: Some(1), dims: vec![-1], ..Default::default() };
-                g.node[0].attribute.push(AttributeProto { t: Some(Box::new(t)), ..attribute("value", 4) });
+                g.node[0]
+                    .attribute
+                    .push(AttributeProto { t: Some(Box::new(t)), ..attribute("value", 4) });
             }),
             "tensor `Y.value`: size -1 is not possible",
         ),
@@ -618,7 +756,9 @@ fn hostile_files_are_refused_by_name_within_a_second() {
 
         let start = Instant::now();
         let bytes = Bytes::from(bytes);
-        let error = from_bytes(bytes.clone(), Some(&folder)).err().unwrap_or_else(|| panic!("{name} was read"));
+        let error = from_bytes(bytes.clone(), Some(&folder))
+            .err()
+            .unwrap_or_else(|| panic!("{name} was read"));
         assert!(start.elapsed().as_secs_f64() < 1.0, "{name} took {:?}", start.elapsed());
         let text = message(&error);
         assert!(text.contains(expected), "{name}: {text}");
@@ -628,9 +768,9 @@ fn hostile_files_are_refused_by_name_within_a_second() {
             assert!(error.to_string().contains(&format!("{name}.onnx")), "{error}");
         }
     }
-    let n_files = fs::read_dir(&folder).unwrap().filter(|e| {
-        e.as_ref().unwrap().path().extension().is_some_and(|e| e == "onnx")
-    });
+    let n_files = fs::read_dir(&folder)
+        .unwrap()
+        .filter(|e| e.as_ref().unwrap().path().extension().is_some_and(|e| e == "onnx"));
     let n_small = hostile().iter().filter(|(_, bytes, _)| bytes.len() < 10_000).count();
     assert_eq!(n_files.count(), n_small, "a file in testdata/hostile is not in the list");
 }
@@ -669,7 +809,10 @@ fn external_data_may_be_reached_by_links_only_inside_the_models_folder() {
         ("w.data", None),
         ("./w.data", None),
         ("stays.data", None),
-        ("leaves.data", Some("external data `leaves.data`: it is a link that leaves the model's folder")),
+        (
+            "leaves.data",
+            Some("external data `leaves.data`: it is a link that leaves the model's folder"),
+        ),
     ] {
         fs::write(path("model/m.onnx"), model(location)).unwrap();
         let result = load(path("model/m.onnx"));
@@ -692,7 +835,8 @@ fn saving_gives_the_same_bytes_and_leaves_nothing_else() {
     let model = read(&everything()).unwrap();
     let expected = to_bytes(&model).unwrap();
     let names = || {
-        let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let mut names: Vec<_> =
+            fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         names
     };
@@ -732,9 +876,11 @@ fn a_model_can_be_saved_over_the_files_it_lies_in() {
     proto.graph.as_mut().unwrap().initializer[0] = floats("W", &[n], &values);
     fs::write(&path, proto.encode_to_vec()).unwrap();
 
-    for external_data in
-        [ExternalData::Always { min_bytes: 1 }, ExternalData::Always { min_bytes: 1 }, ExternalData::Never]
-    {
+    for external_data in [
+        ExternalData::Always { min_bytes: 1 },
+        ExternalData::Always { min_bytes: 1 },
+        ExternalData::Never,
+    ] {
         let mut model = load(&path).unwrap();
         // Everything moves, so that writing in place would be seen.
         model.graph.name.push_str(&"x".repeat(5000));
@@ -770,7 +916,8 @@ fn a_failed_save_names_the_path_and_leaves_what_was_there() {
     fs::create_dir(folder.path().join("m.onnx.data")).unwrap();
     let error = save(&model, folder.path().join("m.onnx"), &options).unwrap_err();
     assert!(error.to_string().contains("m.onnx.data` is not a regular file"), "{error}");
-    let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let mut names: Vec<_> =
+        fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["folder.onnx", "m.onnx.data"]);
 }
@@ -784,9 +931,14 @@ fn a_full_disk_is_named_and_nothing_is_left() {
     let mut out = std::io::BufWriter::with_capacity(1, full);
     let layout = crate::encode::Measure::model(&model, None);
     let error = layout.write(&model, &mut out).unwrap_err();
-    let error = Error::in_file(Path::new("m.onnx"), Problem::Io { doing: "written", source: error });
+    let error =
+        Error::in_file(Path::new("m.onnx"), Problem::Io { doing: "written", source: error });
     assert_eq!(error.hint(), Some("free some space, or write to another disk"));
-    assert!(message(&error).starts_with("`m.onnx` cannot be written: No space left"), "{}", message(&error));
+    assert!(
+        message(&error).starts_with("`m.onnx` cannot be written: No space left"),
+        "{}",
+        message(&error)
+    );
 }
 
 #[test]
@@ -798,7 +950,10 @@ fn a_model_above_the_limit_goes_to_external_data_by_itself() {
         model.graph.add_constant(&format!("large_{i}"), zeros.clone());
     }
     let error = to_bytes(&model).unwrap_err();
-    assert!(matches!(error.problem(), Problem::TooLargeForProtobuf { n_bytes: 2_500_000_000.., .. }), "{error}");
+    assert!(
+        matches!(error.problem(), Problem::TooLargeForProtobuf { n_bytes: 2_500_000_000.., .. }),
+        "{error}"
+    );
     let layout = crate::encode::Measure::model(&model, None);
     assert!(2_500_000_000 < layout.n_bytes);
     let external = crate::encode::External { location: "x".to_owned(), min_bytes: 1024 };

@@ -10,7 +10,8 @@ fn a_save_that_is_interrupted_leaves_the_old_file_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.onnx");
     fs::write(&path, "old").unwrap();
-    let mut model = Model { ir_version: 10, opset_imports: vec![(String::new(), 21)], ..Model::default() };
+    let mut model =
+        Model { ir_version: 10, opset_imports: vec![(String::new(), 21)], ..Model::default() };
     let zeros = Tensor::zeros(DataType::Uint8, vec![40_000_000]).unwrap();
     for i in 0..10 {
         model.graph.add_constant(&format!("w{i}"), zeros.clone());

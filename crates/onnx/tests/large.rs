@@ -39,7 +39,9 @@ fn three_gib_of_external_data_load_in_milliseconds_and_stay_in_the_file() {
 
 fn model_with_two_tensors_of_1536_mib() -> Vec<u8> {
     let tensor = |name: &str, offset: u64| {
-        let entry = |key: &str, value: &str| field(13, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat());
+        let entry = |key: &str, value: &str| {
+            field(13, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat())
+        };
         let tensor = [
             number(1, 3 << 27),
             number(2, 1),

@@ -10,16 +10,21 @@ use midtread_testkit::{asset, root};
 
 /// The interpreter that `cargo xtask test` sets up.
 fn python() -> PathBuf {
-    let python =
-        std::env::var_os("MIDTREAD_PYTHON").map_or_else(|| root().join("target/venv/bin/python"), PathBuf::from);
-    assert!(python.exists(), "{} is missing: run the tests with `cargo xtask test`", python.display());
+    let python = std::env::var_os("MIDTREAD_PYTHON")
+        .map_or_else(|| root().join("target/venv/bin/python"), PathBuf::from);
+    assert!(
+        python.exists(),
+        "{} is missing: run the tests with `cargo xtask test`",
+        python.display()
+    );
     python
 }
 
 fn round_trip_py(args: &[&Path], verb: &str) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/round_trip.py");
     let output = Command::new(python()).arg(script).arg(verb).args(args).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     text
 }
@@ -46,7 +51,8 @@ fn every_model_that_onnx_has_comes_back_the_same_and_passes_its_checker() {
     let external = tempfile::tempdir().unwrap();
     for file in &files {
         let name = file.file_name().unwrap();
-        let model = load(file).unwrap_or_else(|e| panic!("{e}: {:?}", std::error::Error::source(&e)));
+        let model =
+            load(file).unwrap_or_else(|e| panic!("{e}: {:?}", std::error::Error::source(&e)));
         save(&model, inline.path().join(name), &SaveOptions::default()).unwrap();
         let external_data = ExternalData::Always { min_bytes: 1 };
         save(&model, external.path().join(name), &SaveOptions { external_data }).unwrap();

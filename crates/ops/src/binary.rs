@@ -172,14 +172,22 @@ fn divided(a: &SymDim, b: &SymDim) -> SymDim {
     }
 }
 
-arithmetic!(/// ONNX Add 7, 13 and 14.
-    ADD: "Add", Add, add, TWO_ACTIVATIONS, Some(SymDim::add));
-arithmetic!(/// ONNX Sub 7, 13 and 14.
-    SUB: "Sub", Sub, sub, NO_INTEGER_FORM, Some(SymDim::sub));
-arithmetic!(/// ONNX Mul 7, 13 and 14.
-    MUL: "Mul", Mul, mul, TWO_ACTIVATIONS, Some(SymDim::mul));
-arithmetic!(/// ONNX Div 7, 13 and 14.
-    DIV: "Div", Div, div, NO_INTEGER_FORM, Some(divided));
+arithmetic! {
+    /// ONNX Add 7, 13 and 14.
+    ADD: "Add", Add, add, TWO_ACTIVATIONS, Some(SymDim::add)
+}
+arithmetic! {
+    /// ONNX Sub 7, 13 and 14.
+    SUB: "Sub", Sub, sub, NO_INTEGER_FORM, Some(SymDim::sub)
+}
+arithmetic! {
+    /// ONNX Mul 7, 13 and 14.
+    MUL: "Mul", Mul, mul, TWO_ACTIVATIONS, Some(SymDim::mul)
+}
+arithmetic! {
+    /// ONNX Div 7, 13 and 14.
+    DIV: "Div", Div, div, NO_INTEGER_FORM, Some(divided)
+}
 
 /// ONNX Mod 10, 13 and 28.
 pub(crate) static MOD: OpDef = OpDef {
@@ -335,17 +343,25 @@ macro_rules! variadic {
     };
 }
 
-variadic!(/// ONNX Sum 6, 8 and 13.
-    SUM: "Sum", [6, 8, 13], BinaryOp::Add, [f64], |a, b| a + b);
-variadic!(/// ONNX Mean 6, 8 and 13.
-    MEAN: "Mean", [6, 8, 13], BinaryOp::Add, [f64], |a, b| a + b);
+variadic! {
+    /// ONNX Sum 6, 8 and 13.
+    SUM: "Sum", [6, 8, 13], BinaryOp::Add, [f64], |a, b| a + b
+}
+variadic! {
+    /// ONNX Mean 6, 8 and 13.
+    MEAN: "Mean", [6, 8, 13], BinaryOp::Add, [f64], |a, b| a + b
+}
 // A comparison with NaN is false, so NaN in either place must be looked for: the result is NaN.
-variadic!(/// ONNX Max 6, 8, 12 and 13.
+variadic! {
+    /// ONNX Max 6, 8, 12 and 13.
     MAX: "Max", [6, 8, 12, 13], BinaryOp::Max, [f64, i8, i16, i32, i64, u8, u16, u32, u64],
-    |a, b| if a < b || is_nan(b) { b } else { a });
-variadic!(/// ONNX Min 6, 8, 12 and 13.
+    |a, b| if a < b || is_nan(b) { b } else { a }
+}
+variadic! {
+    /// ONNX Min 6, 8, 12 and 13.
     MIN: "Min", [6, 8, 12, 13], BinaryOp::Min, [f64, i8, i16, i32, i64, u8, u16, u32, u64],
-    |a, b| if b < a || is_nan(b) { b } else { a });
+    |a, b| if b < a || is_nan(b) { b } else { a }
+}
 
 #[expect(clippy::eq_op, reason = "NaN is what differs from itself")]
 fn is_nan<T: PartialEq>(x: T) -> bool {
@@ -399,16 +415,26 @@ macro_rules! comparison {
     };
 }
 
-comparison!(/// ONNX Equal 7, 11, 13 and 19.
-    EQUAL: "Equal", [7, 11, 13, 19], |a, b| a == b);
-comparison!(/// ONNX Less 7, 9 and 13.
-    LESS: "Less", [7, 9, 13], |a, b| a < b);
-comparison!(/// ONNX LessOrEqual 12 and 16.
-    LESS_OR_EQUAL: "LessOrEqual", [12, 16], |a, b| a <= b);
-comparison!(/// ONNX Greater 7, 9 and 13.
-    GREATER: "Greater", [7, 9, 13], |a, b| b < a);
-comparison!(/// ONNX GreaterOrEqual 12 and 16.
-    GREATER_OR_EQUAL: "GreaterOrEqual", [12, 16], |a, b| b <= a);
+comparison! {
+    /// ONNX Equal 7, 11, 13 and 19.
+    EQUAL: "Equal", [7, 11, 13, 19], |a, b| a == b
+}
+comparison! {
+    /// ONNX Less 7, 9 and 13.
+    LESS: "Less", [7, 9, 13], |a, b| a < b
+}
+comparison! {
+    /// ONNX LessOrEqual 12 and 16.
+    LESS_OR_EQUAL: "LessOrEqual", [12, 16], |a, b| a <= b
+}
+comparison! {
+    /// ONNX Greater 7, 9 and 13.
+    GREATER: "Greater", [7, 9, 13], |a, b| b < a
+}
+comparison! {
+    /// ONNX GreaterOrEqual 12 and 16.
+    GREATER_OR_EQUAL: "GreaterOrEqual", [12, 16], |a, b| b <= a
+}
 
 /// `f` of two broadcast tensors of `bool`.
 fn logic(
@@ -440,12 +466,18 @@ macro_rules! logical {
     };
 }
 
-logical!(/// ONNX And 7.
-    AND: "And", |a, b| a && b);
-logical!(/// ONNX Or 7.
-    OR: "Or", |a, b| a || b);
-logical!(/// ONNX Xor 7.
-    XOR: "Xor", |a, b| a != b);
+logical! {
+    /// ONNX And 7.
+    AND: "And", |a, b| a && b
+}
+logical! {
+    /// ONNX Or 7.
+    OR: "Or", |a, b| a || b
+}
+logical! {
+    /// ONNX Xor 7.
+    XOR: "Xor", |a, b| a != b
+}
 
 /// `x` where it is not negative, else `slope * x`. ONNX PRelu 7, 9 and 16: the slope broadcasts to `x`.
 pub(crate) static PRELU: OpDef = OpDef {
@@ -466,7 +498,9 @@ pub(crate) static PRELU: OpDef = OpDef {
             }
             Ok(vec![match x.dtype() {
                 DataType::Float => kernel(ctx, &x, &slope, BinaryOp::PRelu)?,
-                _ => combine::<f64>(ctx, &x, &slope, |x, slope| if x < 0.0 { slope * x } else { x })?,
+                _ => {
+                    combine::<f64>(ctx, &x, &slope, |x, slope| if x < 0.0 { slope * x } else { x })?
+                }
             }])
         })
     },

@@ -13,7 +13,7 @@ use crate::{
         View, broadcast, broadcast_strides, broadcast_syms, moved, normalize_axes, product, strides,
     },
     sym::SymDim,
-    typed::{elements, indices},
+    typed::indices,
 };
 
 /// Moves or selects values of its first input; the others say how.
@@ -360,12 +360,23 @@ pub(crate) fn transposed(ctx: &EvalCtx<'_>, x: Tensor, perm: &[usize]) -> Result
     if long().is_sorted() {
         return Ok(x.reshaped(dims)?);
     }
-    if x.dtype() == DataType::Float {
-        let src = elements::<f32>(&x)?;
-        return ctx.pool.fill::<f32>(dims, |dst| {
-            transpose(&src, x.dims(), perm, dst);
-            Ok(())
-        });
+    let bits = x.dtype().n_bits();
+    if let Some(8 | 16 | 32 | 64) = bits {
+        let x = x.to_aligned();
+        let mut y = ctx.pool.tensor(x.dtype(), dims)?;
+        macro_rules! of_width {
+            ($t:ty) => {{
+                let dst = bytemuck::cast_slice_mut::<u8, $t>(y.bytes_mut());
+                transpose(bytemuck::cast_slice::<u8, $t>(x.as_bytes()), x.dims(), perm, dst);
+            }};
+        }
+        match bits {
+            Some(8) => of_width!(u8),
+            Some(16) => of_width!(u16),
+            Some(32) => of_width!(u32),
+            _ => of_width!(u64),
+        }
+        return Ok(y);
     }
     let own = strides(x.dims());
     let view = View {

@@ -1,7 +1,7 @@
 //! Pooling.
 
-use midtread_graph::{DataType, Tensor};
-use midtread_kernels::pool as kernel;
+use midtread_graph::{DataType, Element, Tensor};
+use midtread_kernels::pool::{self as kernel, Divisor, Pool2d, Rounding};
 
 use crate::{
     attr,
@@ -10,7 +10,7 @@ use crate::{
     infer::InferCtx,
     shape::product,
     sym::SymDim,
-    typed::{by_type, elements, in_f32},
+    typed::{by_type, elements, in_f32, unsupported_type},
     unary::{CALIBRATED, NO_INTEGER_FORM},
     window::{Window, WindowAttrs},
 };
@@ -205,42 +205,88 @@ pub(crate) fn for_each_window(
     }
 }
 
+/// The kernel's sizes of a window over one or two dimensions.
+fn to_2d(own: &Window, n_planes: usize) -> Result<Option<Pool2d>, OpError> {
+    if 2 < own.input.len() {
+        return Ok(None);
+    }
+    let win = own.to_3d()?;
+    let mut pool = Pool2d {
+        n_planes,
+        input: [win.input[1], win.input[2]],
+        kernel: [win.kernel[1], win.kernel[2]],
+        strides: [win.strides[1], win.strides[2]],
+        pads: [win.begin[1], win.begin[2], win.end[1], win.end[2]],
+        dilations: [win.dilations[1], win.dilations[2]],
+        rounding: Rounding::Floor,
+    };
+    // How sizes were rounded shows in the output's.
+    if pool.output() != win.out[1..] {
+        pool.rounding = Rounding::Ceil;
+    }
+    Ok(Some(pool))
+}
+
 fn max_pool(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let x = args.required(0)?;
+    match x.dtype() {
+        DataType::Float => max_pool_of(ctx, x, f32::NEG_INFINITY),
+        DataType::Double => max_pool_of(ctx, x, f64::NEG_INFINITY),
+        DataType::Int8 => max_pool_of(ctx, x, i8::MIN),
+        DataType::Uint8 => max_pool_of(ctx, x, u8::MIN),
+        dtype => Err(unsupported_type(dtype)),
+    }
+}
+
+fn max_pool_of<T: Element + PartialOrd>(
+    ctx: &EvalCtx<'_>,
+    x: &Tensor,
+    lowest: T,
+) -> Result<Vec<Tensor>, OpError> {
     let own = pool_window(ctx.node, x.dims())?;
     let win = own.to_3d()?;
     let dims = [&x.dims()[..2], &own.out].concat();
     let (in_plane, out_plane) = (product(&win.input), product(&win.out));
     let column_major = attr::flag(ctx.node, "storage_order", false)?;
-    let wants_indices = 1 < ctx.node.outputs.len();
-    let mut indices: Vec<i64> = vec![-1; if wants_indices { product(&dims) } else { 0 }];
-    by_type!(x.dtype(), T in [f32, f64, i8, u8] => {
-        let src = elements::<T>(x)?;
-        let y = ctx.pool.fill::<T>(dims.clone(), |dst| {
-            for (c, dst) in dst.chunks_exact_mut(out_plane.max(1)).enumerate() {
-                let src = &src[c * in_plane..][..in_plane];
-                for_each_window(&win, |o, positions| {
-                    let mut best = T::MIN;
-                    let mut best_at = 0;
-                    for (i, at) in positions.enumerate() {
-                        if i == 0 || best < src[at] {
-                            (best, best_at) = (src[at], at);
-                        }
+    let mut indices = vec![0_i64; if 1 < ctx.node.outputs.len() { product(&dims) } else { 0 }];
+    let src = elements::<T>(x)?;
+    let y = ctx.pool.fill::<T>(dims.clone(), |dst| {
+        match to_2d(&own, product(&x.dims()[..2]))? {
+            Some(pool) if indices.is_empty() => kernel::max_pool(&pool, &src, lowest, dst),
+            Some(pool) => {
+                kernel::max_pool_indices(&pool, &src, lowest, dst, &mut indices);
+                if column_major {
+                    for (i, index) in indices.iter_mut().enumerate() {
+                        let plane = i / out_plane * in_plane;
+                        *index = flat_index(plane, *index as usize - plane, &win.input, true);
                     }
-                    dst[o] = best;
-                    if let Some(index) = indices.get_mut(c * out_plane + o) {
-                        *index = flat_index(c * in_plane, best_at, &win.input, column_major);
-                    }
-                });
+                }
             }
-            Ok(())
-        })?;
-        let mut out = vec![y];
-        if wants_indices {
-            out.push(Tensor::from_slice(dims, &indices)?);
+            None => {
+                for (c, dst) in dst.chunks_exact_mut(out_plane.max(1)).enumerate() {
+                    let src = &src[c * in_plane..][..in_plane];
+                    for_each_window(&win, |o, positions| {
+                        let (mut best, mut best_at) = (lowest, 0);
+                        for at in positions {
+                            if best < src[at] {
+                                (best, best_at) = (src[at], at);
+                            }
+                        }
+                        dst[o] = best;
+                        if let Some(index) = indices.get_mut(c * out_plane + o) {
+                            *index = flat_index(c * in_plane, best_at, &win.input, column_major);
+                        }
+                    });
+                }
+            }
         }
-        Ok(out)
-    })
+        Ok(())
+    })?;
+    let mut out = vec![y];
+    if 1 < ctx.node.outputs.len() {
+        out.push(Tensor::from_slice(dims, &indices)?);
+    }
+    Ok(out)
 }
 
 /// The index over the whole input; inside a plane counted down the columns if `column_major`.
@@ -259,8 +305,18 @@ fn average_pool(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let x = args.required(0)?;
     let own = pool_window(ctx.node, x.dims())?;
     let win = own.to_3d()?;
-    let divisors = average_divisors(&win, attr::flag(ctx.node, "count_include_pad", false)?);
+    let include_pad = attr::flag(ctx.node, "count_include_pad", false)?;
     let dims = [&x.dims()[..2], &own.out].concat();
+    if let (DataType::Float, Some(pool)) = (x.dtype(), to_2d(&own, product(&x.dims()[..2]))?) {
+        let divisor = if include_pad { Divisor::Padded } else { Divisor::Inside };
+        let src = elements::<f32>(x)?;
+        let y = ctx.pool.fill::<f32>(dims, |y| {
+            kernel::average_pool(&pool, divisor, &src, y);
+            Ok(())
+        })?;
+        return Ok(vec![y]);
+    }
+    let divisors = average_divisors(&win, include_pad);
     let (in_plane, out_plane) = (product(&win.input), product(&win.out));
     by_type!(x.dtype(), T in [f32, f64] => {
         let src = elements::<T>(x)?;

@@ -7,11 +7,11 @@
 use half::{bf16, f16};
 use midtread_graph::{DataType, Node, Tensor};
 use midtread_kernels::{
-    elementwise::BinaryOp,
+    elementwise::{BinaryOp, broadcast_with},
     int8::{Codes, conv_integer, matmul_integer},
     quantize as kernel,
 };
-use midtread_num::{QParams, QRange, requant};
+use midtread_num::{QParams, QRange, requant, tensor::Code};
 
 use crate::{
     attr,
@@ -27,25 +27,10 @@ use crate::{
     shape::{broadcast, broadcast_strides, product},
     softmax::normalized_run,
     sym::SymDim,
-    typed::{elements, unsupported_type},
+    typed::{by_type, elements, unsupported_type},
 };
 
 const ROLE: Role = Role::Float("it is quantized already");
-
-macro_rules! op {
-    ($(#[$doc:meta])* $name:ident: $op:literal, $domain:literal, $versions:expr, $attrs:expr, $infer:expr, $eval:expr) => {
-        $(#[$doc])*
-        pub(crate) static $name: OpDef = OpDef {
-            op_type: $op,
-            domain: $domain,
-            versions: &$versions,
-            attrs: &$attrs,
-            infer: $infer,
-            eval: $eval,
-            role: ROLE,
-        };
-    };
-}
 
 /// `u8` or `i8` elements.
 fn codes8(tensor: &Tensor) -> Result<Codes<'_>, OpError> {
@@ -126,14 +111,20 @@ fn fill_codes(
     }
 }
 
-op!(/// ONNX MatMulInteger 10.
-MATMUL_INTEGER: "MatMulInteger", "", [10], [],
-|ctx| infer_matmul(ctx, 1, Some(DataType::Int32)),
-|_, args| {
-    let (a, b) = (args.required(0)?, args.required(1)?);
-    let (product, acc) = sums(a, args.get(2), b, args.get(3))?;
-    Ok(vec![Tensor::from_slice(product.dims, &acc)?])
-});
+/// ONNX MatMulInteger 10.
+pub(crate) static MATMUL_INTEGER: OpDef = OpDef {
+    op_type: "MatMulInteger",
+    domain: "",
+    versions: &[10],
+    attrs: &[],
+    infer: |ctx| infer_matmul(ctx, 1, Some(DataType::Int32)),
+    eval: |_, args| {
+        let (a, b) = (args.required(0)?, args.required(1)?);
+        let (product, acc) = sums(a, args.get(2), b, args.get(3))?;
+        Ok(vec![Tensor::from_slice(product.dims, &acc)?])
+    },
+    role: ROLE,
+};
 
 /// The `i`-th of matrices of `len` elements.
 fn part(x: Codes<'_>, i: usize, len: usize) -> Codes<'_> {
@@ -178,17 +169,23 @@ fn sums(
     Ok((p, acc))
 }
 
-op!(/// ONNX ConvInteger 10.
-CONV_INTEGER: "ConvInteger", "", [10], ["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],
-|ctx| infer_conv(ctx, Some(DataType::Int32)),
-|ctx, args| {
-    let (x, w) = (args.required(0)?, args.required(1)?);
-    let sizes = ConvSizes::read(ctx.node, x.dims(), w.dims())?;
-    let y = ctx.pool.fill::<i32>(sizes.out_dims(), |acc| {
-        conv_sums(&sizes, x, args.get(2), w, args.get(3), acc)
-    })?;
-    Ok(vec![y])
-});
+/// ONNX ConvInteger 10.
+pub(crate) static CONV_INTEGER: OpDef = OpDef {
+    op_type: "ConvInteger",
+    domain: "",
+    versions: &[10],
+    attrs: &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],
+    infer: |ctx| infer_conv(ctx, Some(DataType::Int32)),
+    eval: |ctx, args| {
+        let (x, w) = (args.required(0)?, args.required(1)?);
+        let sizes = ConvSizes::read(ctx.node, x.dims(), w.dims())?;
+        let y = ctx.pool.fill::<i32>(sizes.out_dims(), |acc| {
+            conv_sums(&sizes, x, args.get(2), w, args.get(3), acc)
+        })?;
+        Ok(vec![y])
+    },
+    role: ROLE,
+};
 
 fn conv_sums(
     sizes: &ConvSizes,
@@ -217,30 +214,36 @@ fn conv_sums(
     conv_direct(&x, &w, None, sizes, acc)
 }
 
-op!(/// ONNX QLinearConv 10.
-QLINEAR_CONV: "QLinearConv", "", [10], ["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],
-|ctx| infer_conv_of(ctx, 3, ctx.elem(7)),
-|ctx, args| {
-    let (x, w) = (args.required(0)?, args.required(3)?);
-    let sizes = ConvSizes::read(ctx.node, x.dims(), w.dims())?;
-    let mut acc = ctx.pool.tensor(DataType::Int32, sizes.out_dims())?;
-    conv_sums(&sizes, x, args.get(2), w, args.get(5), acc.to_mut()?)?;
-    let plane = product(&sizes.window.out);
-    if let Some(bias) = args.get(8) {
-        let bias = elements::<i32>(bias)?;
-        if bias.len() != sizes.out_channels {
-            return Err(OpError::Invalid(format!("a bias of {} elements", bias.len())));
+/// ONNX QLinearConv 10.
+pub(crate) static QLINEAR_CONV: OpDef = OpDef {
+    op_type: "QLinearConv",
+    domain: "",
+    versions: &[10],
+    attrs: &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],
+    infer: |ctx| infer_conv_of(ctx, 3, ctx.elem(7)),
+    eval: |ctx, args| {
+        let (x, w) = (args.required(0)?, args.required(3)?);
+        let sizes = ConvSizes::read(ctx.node, x.dims(), w.dims())?;
+        let mut acc = ctx.pool.tensor(DataType::Int32, sizes.out_dims())?;
+        conv_sums(&sizes, x, args.get(2), w, args.get(5), acc.to_mut()?)?;
+        let plane = product(&sizes.window.out);
+        if let Some(bias) = args.get(8) {
+            let bias = elements::<i32>(bias)?;
+            if bias.len() != sizes.out_channels {
+                return Err(OpError::Invalid(format!("a bias of {} elements", bias.len())));
+            }
+            for (i, acc) in acc.to_mut::<i32>()?.chunks_exact_mut(plane.max(1)).enumerate() {
+                let bias = bias[i % bias.len()];
+                acc.iter_mut().for_each(|a| *a = a.wrapping_add(bias));
+            }
         }
-        for (i, acc) in acc.to_mut::<i32>()?.chunks_exact_mut(plane.max(1)).enumerate() {
-            let bias = bias[i % bias.len()];
-            acc.iter_mut().for_each(|a| *a = a.wrapping_add(bias));
-        }
-    }
-    let multipliers = multipliers(&args, 1, 4, 6, sizes.out_channels)?;
-    let y = requantized_rows(ctx, &acc, sizes.out_dims(), plane, &multipliers, args.get(7))?;
-    ctx.pool.give_back(acc);
-    Ok(vec![y])
-});
+        let multipliers = multipliers(&args, 1, 4, 6, sizes.out_channels)?;
+        let y = requantized_rows(ctx, &acc, sizes.out_dims(), plane, &multipliers, args.get(7))?;
+        ctx.pool.give_back(acc);
+        Ok(vec![y])
+    },
+    role: ROLE,
+};
 
 /// `x_scale * w_scale / y_scale` for each of `n` channels, or the one for all.
 fn multipliers(args: &Args, x: usize, w: usize, y: usize, n: usize) -> Result<Vec<f32>, OpError> {
@@ -304,15 +307,21 @@ fn requantized_columns(
     }
 }
 
-op!(/// ONNX QLinearMatMul 10 and 21, 8-bit codes.
-QLINEAR_MATMUL: "QLinearMatMul", "", [10, 21], [],
-|ctx| infer_matmul(ctx, 3, ctx.elem(7)),
-|ctx, args| {
-    let (a, b) = (args.required(0)?, args.required(3)?);
-    let (p, acc) = sums(a, args.get(2), b, args.get(5))?;
-    let multipliers = multipliers(&args, 1, 4, 6, p.n)?;
-    Ok(vec![requantized_columns(ctx, &acc, p.dims, &multipliers, args.get(7))?])
-});
+/// ONNX QLinearMatMul 10 and 21, 8-bit codes.
+pub(crate) static QLINEAR_MATMUL: OpDef = OpDef {
+    op_type: "QLinearMatMul",
+    domain: "",
+    versions: &[10, 21],
+    attrs: &[],
+    infer: |ctx| infer_matmul(ctx, 3, ctx.elem(7)),
+    eval: |ctx, args| {
+        let (a, b) = (args.required(0)?, args.required(3)?);
+        let (p, acc) = sums(a, args.get(2), b, args.get(5))?;
+        let multipliers = multipliers(&args, 1, 4, 6, p.n)?;
+        Ok(vec![requantized_columns(ctx, &acc, p.dims, &multipliers, args.get(7))?])
+    },
+    role: ROLE,
+};
 
 fn infer_broadcast_pair(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
     let dims = match (ctx.dims(0), ctx.dims(3)) {
@@ -323,84 +332,100 @@ fn infer_broadcast_pair(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
     Ok(())
 }
 
-/// Positions in two operands for every position of the result.
-fn pairs(
-    a: &Tensor,
-    b: &Tensor,
-) -> Result<(Vec<usize>, impl Iterator<Item = (usize, usize)>), OpError> {
-    let dims = broadcast(&[a.dims(), b.dims()])?;
-    let (sa, sb) = (broadcast_strides(a.dims(), &dims), broadcast_strides(b.dims(), &dims));
-    let mut odometer = crate::shape::Odometer::new(&dims, &[&sa, &sb]);
-    let n = product(&dims);
-    let positions = (0..n).map(move |_| {
-        let pair = (odometer.offsets[0] as usize, odometer.offsets[1] as usize);
-        odometer.advance();
-        pair
-    });
-    Ok((dims, positions))
-}
+/// The quantized sum of two tensors. `com.microsoft` QLinearAdd.
+pub(crate) static QLINEAR_ADD: OpDef = OpDef {
+    op_type: "QLinearAdd",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &[],
+    infer: infer_broadcast_pair,
+    eval: |ctx, args| {
+        let (a, b) = (args.required(0)?, args.required(3)?);
+        let dtype = a.dtype();
+        let range = code_range(dtype).ok_or_else(|| unsupported_type(dtype))?;
+        let [pa, pb, pc] = [
+            activation(ctx, &args, 1, dtype)?,
+            activation(ctx, &args, 4, dtype)?,
+            activation(ctx, &args, 6, dtype)?,
+        ];
+        by_type!(dtype, T in [u8, i8] => {
+            let (xa, xb) = (elements::<T>(a)?, elements::<T>(b)?);
+            let y = ctx.pool.fill::<T>(broadcast(&[a.dims(), b.dims()])?, |y| {
+                broadcast_with(&xa, a.dims(), &xb, b.dims(), y, |a, b| {
+                    T::from_i32(pc.quantize(pa.dequantize(a.to_i32()) + pb.dequantize(b.to_i32()), range))
+                });
+                Ok(())
+            })?;
+            Ok(vec![y])
+        })
+    },
+    role: ROLE,
+};
 
-op!(/// The quantized sum of two tensors. `com.microsoft` QLinearAdd.
-QLINEAR_ADD: "QLinearAdd", "com.microsoft", [1], [],
-infer_broadcast_pair,
-|ctx, args| {
-    let (a, b) = (args.required(0)?, args.required(3)?);
-    let dtype = a.dtype();
-    let range = code_range(dtype).ok_or_else(|| unsupported_type(dtype))?;
-    let [pa, pb, pc] = [activation(ctx, &args, 1, dtype)?, activation(ctx, &args, 4, dtype)?,
-        activation(ctx, &args, 6, dtype)?];
-    let (xa, xb) = (codes(a)?, codes(b)?);
-    let (dims, mut positions) = pairs(a, b)?;
-    let y = fill_codes(ctx, dtype, dims, |_| {
-        let (i, j) = positions.next().expect("one position per element");
-        pc.quantize(pa.dequantize(xa[i]) + pb.dequantize(xb[j]), range)
-    })?;
-    Ok(vec![y])
-});
+/// The quantized product of two tensors. `com.microsoft` QLinearMul.
+pub(crate) static QLINEAR_MUL: OpDef = OpDef {
+    op_type: "QLinearMul",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &[],
+    infer: infer_broadcast_pair,
+    eval: |ctx, args| {
+        let (a, b) = (args.required(0)?, args.required(3)?);
+        let dtype = a.dtype();
+        let range = code_range(dtype).ok_or_else(|| unsupported_type(dtype))?;
+        let [pa, pb, pc] = [
+            activation(ctx, &args, 1, dtype)?,
+            activation(ctx, &args, 4, dtype)?,
+            activation(ctx, &args, 6, dtype)?,
+        ];
+        let multiplier = requant::multiplier(pa.scale(), pb.scale(), pc.scale());
+        by_type!(dtype, T in [u8, i8] => {
+            let (xa, xb) = (elements::<T>(a)?, elements::<T>(b)?);
+            let y = ctx.pool.fill::<T>(broadcast(&[a.dims(), b.dims()])?, |y| {
+                broadcast_with(&xa, a.dims(), &xb, b.dims(), y, |a, b| {
+                    let acc = (a.to_i32() - pa.zero_point()) * (b.to_i32() - pb.zero_point());
+                    T::from_i32(requant::requantize(acc, multiplier, pc.zero_point(), range))
+                });
+                Ok(())
+            })?;
+            Ok(vec![y])
+        })
+    },
+    role: ROLE,
+};
 
-op!(/// The quantized product of two tensors. `com.microsoft` QLinearMul.
-QLINEAR_MUL: "QLinearMul", "com.microsoft", [1], [],
-infer_broadcast_pair,
-|ctx, args| {
-    let (a, b) = (args.required(0)?, args.required(3)?);
-    let dtype = a.dtype();
-    let range = code_range(dtype).ok_or_else(|| unsupported_type(dtype))?;
-    let [pa, pb, pc] = [activation(ctx, &args, 1, dtype)?, activation(ctx, &args, 4, dtype)?,
-        activation(ctx, &args, 6, dtype)?];
-    let (xa, xb) = (codes(a)?, codes(b)?);
-    let multiplier = requant::multiplier(pa.scale(), pb.scale(), pc.scale());
-    let (dims, mut positions) = pairs(a, b)?;
-    let y = fill_codes(ctx, dtype, dims, |_| {
-        let (i, j) = positions.next().expect("one position per element");
-        let acc = (xa[i] - pa.zero_point()) * (xb[j] - pb.zero_point());
-        requant::requantize(acc, multiplier, pc.zero_point(), range)
-    })?;
-    Ok(vec![y])
-});
-
-op!(/// Elements of one of two tensors of codes. `com.microsoft` QLinearWhere.
-QLINEAR_WHERE: "QLinearWhere", "com.microsoft", [1], [],
-|ctx| {
-    let dims = match (ctx.dims(0), ctx.dims(1), ctx.dims(4)) {
-        (Some(c), Some(x), Some(y)) => Some(crate::shape::broadcast_syms(&[c, x, y])?),
-        _ => None,
-    };
-    ctx.set(0, ctx.elem(1), dims);
-    Ok(())
-},
-|ctx, args| {
-    let (condition, x, y) = (args.required(0)?, args.required(1)?, args.required(4)?);
-    let dtype = x.dtype();
-    let range = code_range(dtype).ok_or_else(|| unsupported_type(dtype))?;
-    let [px, py, pz] = [activation(ctx, &args, 2, dtype)?, activation(ctx, &args, 5, dtype)?,
-        activation(ctx, &args, 7, dtype)?];
-    let moved = |x: &Tensor, px: QParams| match px == pz {
-        true => Ok(x.clone()),
-        false => through_table(ctx, x, |q| pz.quantize(px.dequantize(q), range)),
-    };
-    let (x, y) = (moved(x, px)?, moved(y, py)?);
-    crate::binary::select(ctx, Args(vec![Some(condition.clone()), Some(x), Some(y)]))
-});
+/// Elements of one of two tensors of codes. `com.microsoft` QLinearWhere.
+pub(crate) static QLINEAR_WHERE: OpDef = OpDef {
+    op_type: "QLinearWhere",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &[],
+    infer: |ctx| {
+        let dims = match (ctx.dims(0), ctx.dims(1), ctx.dims(4)) {
+            (Some(c), Some(x), Some(y)) => Some(crate::shape::broadcast_syms(&[c, x, y])?),
+            _ => None,
+        };
+        ctx.set(0, ctx.elem(1), dims);
+        Ok(())
+    },
+    eval: |ctx, args| {
+        let (condition, x, y) = (args.required(0)?, args.required(1)?, args.required(4)?);
+        let dtype = x.dtype();
+        let range = code_range(dtype).ok_or_else(|| unsupported_type(dtype))?;
+        let [px, py, pz] = [
+            activation(ctx, &args, 2, dtype)?,
+            activation(ctx, &args, 5, dtype)?,
+            activation(ctx, &args, 7, dtype)?,
+        ];
+        let moved = |x: &Tensor, px: QParams| match px == pz {
+            true => Ok(x.clone()),
+            false => through_table(ctx, x, |q| pz.quantize(px.dequantize(q), range)),
+        };
+        let (x, y) = (moved(x, px)?, moved(y, py)?);
+        crate::binary::select(ctx, Args(vec![Some(condition.clone()), Some(x), Some(y)]))
+    },
+    role: ROLE,
+};
 
 /// `f` of the real value that each code stands for, as a table of all codes.
 fn by_table(
@@ -427,44 +452,63 @@ fn through_table(ctx: &EvalCtx<'_>, x: &Tensor, f: impl Fn(i32) -> i32) -> Resul
     Ok(y)
 }
 
-op!(/// `com.microsoft` QLinearSigmoid.
-    QLINEAR_SIGMOID: "QLinearSigmoid", "com.microsoft", [1], [],
-    same_as_first,
-    |ctx, args| by_table(ctx, &args, |x| 1.0 / (1.0 + (-x).exp())));
+/// `com.microsoft` QLinearSigmoid.
+pub(crate) static QLINEAR_SIGMOID: OpDef = OpDef {
+    op_type: "QLinearSigmoid",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &[],
+    infer: same_as_first,
+    eval: |ctx, args| by_table(ctx, &args, |x| 1.0 / (1.0 + (-x).exp())),
+    role: ROLE,
+};
 
-op!(/// `com.microsoft` QLinearLeakyRelu.
-QLINEAR_LEAKY_RELU: "QLinearLeakyRelu", "com.microsoft", [1], ["alpha"],
-same_as_first,
-|ctx, args| {
-    let alpha = attr::float(ctx.node, "alpha", 0.01)?;
-    by_table(ctx, &args, |x| if x < 0.0 { alpha * x } else { x })
-});
+/// `com.microsoft` QLinearLeakyRelu.
+pub(crate) static QLINEAR_LEAKY_RELU: OpDef = OpDef {
+    op_type: "QLinearLeakyRelu",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &["alpha"],
+    infer: same_as_first,
+    eval: |ctx, args| {
+        let alpha = attr::float(ctx.node, "alpha", 0.01)?;
+        by_table(ctx, &args, |x| if x < 0.0 { alpha * x } else { x })
+    },
+    role: ROLE,
+};
 
-op!(/// Inputs of any parameters, joined with those of the output. `com.microsoft` QLinearConcat.
-QLINEAR_CONCAT: "QLinearConcat", "com.microsoft", [1], ["axis"],
-|ctx| {
-    let inputs: Option<Vec<&[SymDim]>> = (2..ctx.n_inputs()).step_by(3).map(|i| ctx.dims(i)).collect();
-    let dims = match inputs {
-        Some(inputs) => concat_dims(ctx.node, &inputs)?,
-        None => None,
-    };
-    ctx.set(0, ctx.elem(2), dims);
-    Ok(())
-},
-|ctx, args| {
-    let dtype = code_type(args.get(1));
-    let range = code_range(dtype).ok_or_else(|| unsupported_type(dtype))?;
-    let py = activation(ctx, &args, 0, dtype)?;
-    let parts = (2..args.len()).step_by(3).map(|i| {
-        let (x, px) = (args.required(i)?, activation(ctx, &args, i + 1, dtype)?);
-        if px == py {
-            return Ok(x.clone());
-        }
-        through_table(ctx, x, |q| py.quantize(px.dequantize(q), range))
-    });
-    let parts = parts.map(|p| p.map(Some)).collect::<Result<Vec<_>, OpError>>()?;
-    crate::gather::concat(ctx, Args(parts))
-});
+/// Inputs of any parameters, joined with those of the output. `com.microsoft` QLinearConcat.
+pub(crate) static QLINEAR_CONCAT: OpDef = OpDef {
+    op_type: "QLinearConcat",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &["axis"],
+    infer: |ctx| {
+        let inputs: Option<Vec<&[SymDim]>> =
+            (2..ctx.n_inputs()).step_by(3).map(|i| ctx.dims(i)).collect();
+        let dims = match inputs {
+            Some(inputs) => concat_dims(ctx.node, &inputs)?,
+            None => None,
+        };
+        ctx.set(0, ctx.elem(2), dims);
+        Ok(())
+    },
+    eval: |ctx, args| {
+        let dtype = code_type(args.get(1));
+        let range = code_range(dtype).ok_or_else(|| unsupported_type(dtype))?;
+        let py = activation(ctx, &args, 0, dtype)?;
+        let parts = (2..args.len()).step_by(3).map(|i| {
+            let (x, px) = (args.required(i)?, activation(ctx, &args, i + 1, dtype)?);
+            if px == py {
+                return Ok(x.clone());
+            }
+            through_table(ctx, x, |q| py.quantize(px.dequantize(q), range))
+        });
+        let parts = parts.map(|p| p.map(Some)).collect::<Result<Vec<_>, OpError>>()?;
+        crate::gather::concat(ctx, Args(parts))
+    },
+    role: ROLE,
+};
 
 /// Whether channels come last, which these operators can be told.
 fn refuse_channels_last(node: &Node) -> Result<(), OpError> {
@@ -474,146 +518,187 @@ fn refuse_channels_last(node: &Node) -> Result<(), OpError> {
     Ok(())
 }
 
-op!(/// `com.microsoft` QLinearGlobalAveragePool.
-QLINEAR_GLOBAL_AVERAGE_POOL: "QLinearGlobalAveragePool", "com.microsoft", [1], ["channels_last"],
-infer_global,
-|ctx, args| {
-    refuse_channels_last(ctx.node)?;
-    let x = args.required(0)?;
-    let (px, py) = (activation(ctx, &args, 1, x.dtype())?, activation(ctx, &args, 3, x.dtype())?);
-    let range = code_range(x.dtype()).ok_or_else(|| unsupported_type(x.dtype()))?;
-    let plane = product(x.dims().get(2..).unwrap_or_default());
-    let dims = x.dims().iter().enumerate().map(|(i, &d)| if i < 2 { d } else { 1 }).collect();
-    let src = codes(x)?;
-    let multiplier = requant::multiplier(px.scale(), 1.0, py.scale() * plane as f32);
-    let y = fill_codes(ctx, x.dtype(), dims, |i| {
-        let sum: i32 = src[i * plane..][..plane].iter().sum();
-        requant::requantize(sum - px.zero_point() * plane as i32, multiplier, py.zero_point(), range)
-    })?;
-    Ok(vec![y])
-});
-
-op!(/// `com.microsoft` QLinearAveragePool: the mean in `f32`, and the zero point added before rounding, so that ties
-/// differ from QuantizeLinear's where it is odd.
-QLINEAR_AVERAGE_POOL: "QLinearAveragePool", "com.microsoft", [1], ["auto_pad", "ceil_mode", "channels_last", "count_include_pad", "kernel_shape", "pads", "strides"],
-|ctx| {
-    let dims = infer_pool(ctx)?;
-    ctx.set(0, ctx.elem(0), dims);
-    Ok(())
-},
-|ctx, args| {
-    refuse_channels_last(ctx.node)?;
-    let x = args.required(0)?;
-    let (px, py) = (activation(ctx, &args, 1, x.dtype())?, activation(ctx, &args, 3, x.dtype())?);
-    let range = code_range(x.dtype()).ok_or_else(|| unsupported_type(x.dtype()))?;
-    let own = pool_window(ctx.node, x.dims())?;
-    let win = own.to_3d()?;
-    let divisors = average_divisors(&win, attr::flag(ctx.node, "count_include_pad", false)?);
-    let (in_plane, out_plane) = (product(&win.input), product(&win.out));
-    let src = codes(x)?;
-    let dims = [&x.dims()[..2], &own.out].concat();
-    let mut means = vec![0.0_f32; product(&dims)];
-    for (c, means) in means.chunks_exact_mut(out_plane.max(1)).enumerate() {
-        let src = &src[c * in_plane..][..in_plane];
-        for_each_window(&win, |o, positions| {
-            means[o] = positions.map(|at| px.dequantize(src[at])).sum::<f32>() / divisors[o] as f32;
-        });
-    }
-    let (lo, hi) = (range.qmin() as f32, range.qmax() as f32);
-    let y = fill_codes(ctx, x.dtype(), dims, |i| {
-        let steps = requant::multiplier(means[i], 1.0, py.scale());
-        (steps + py.zero_point() as f32).round_ties_even().max(lo).min(hi) as i32
-    })?;
-    Ok(vec![y])
-});
-
-op!(/// `com.microsoft` QLinearSoftmax, as ONNX Runtime computes it: a table of exponentials, `floor(1 / y_scale)` as
-/// the factor, and saturation at 255 only.
-QLINEAR_SOFTMAX: "QLinearSoftmax", "com.microsoft", [1], ["axis", "opset"],
-same_as_first,
-|ctx, args| {
-    let x = args.required(0)?;
-    let (px, py) = (activation(ctx, &args, 1, x.dtype())?, activation(ctx, &args, 3, x.dtype())?);
-    let opset = attr::int(ctx.node, "opset", 13)?;
-    let (n, inner) = normalized_run(ctx.node, opset, x.dims())?;
-    let signed = x.dtype() == DataType::Int8;
-    let bytes: Vec<usize> =
-        codes(x)?.into_iter().map(|q| (if signed { q + 128 } else { q }) as usize).collect();
-    let bound = (f64::from(f32::MAX) / n as f64).ln() - 5.0;
-    let head_room = f64::from(requant::multiplier(1.0, 1.0, px.scale())) * bound.max(0.0);
-    let table: Vec<f32> = (0..256)
-        .map(|i| ((f64::from(i) - 255.0 + head_room) * f64::from(px.scale())).exp() as f32)
-        .collect();
-    let factor = requant::multiplier(1.0, 1.0, py.scale()).floor();
-    let mut out = vec![0; x.len()];
-    for group in 0..x.len() / n.max(1) {
-        let start = group / inner * n * inner + group % inner;
-        let along = || (0..n).map(|i| start + i * inner);
-        let max = along().map(|at| bytes[at]).max().unwrap_or(0);
-        let sum: f32 = along().map(|at| table[255 - max + bytes[at]]).sum();
-        for at in along() {
-            let e = table[255 - max + bytes[at]];
-            out[at] = ((e * factor / sum).round_ties_even() as i32 + py.zero_point()).min(255);
-        }
-    }
-    Ok(vec![fill_codes(ctx, x.dtype(), x.dims().to_vec(), |i| out[i])?])
-});
-
-op!(/// `com.microsoft` QGemm: codes, or `f32` where no output scale is given.
-QGEMM: "QGemm", "com.microsoft", [1], ["alpha", "transA", "transB"],
-|ctx| {
-    let pick = |i: usize, trans: &'static str, d: usize| -> Result<SymDim, OpError> {
-        let d = if attr::flag(ctx.node, trans, false)? { 1 - d } else { d };
-        Ok(ctx.dims(i).and_then(|dims| dims.get(d)).cloned().unwrap_or(SymDim::Unknown))
-    };
-    let dims = vec![pick(0, "transA", 0)?, pick(3, "transB", 1)?];
-    let elem = if ctx.input(7).is_some() { ctx.elem(8) } else { Some(DataType::Float) };
-    ctx.set(0, elem, Some(dims));
-    Ok(())
-},
-|ctx, args| {
-    let alpha = attr::float(ctx.node, "alpha", 1.0)?;
-    let turned = |i: usize, name: &'static str| -> Result<Tensor, OpError> {
-        let x = args.required(i)?;
-        if x.dims().len() != 2 {
-            return Err(OpError::Invalid(format!("a matrix of sizes {:?}", x.dims())));
-        }
-        if attr::flag(ctx.node, name, false)? {
-            crate::layout::transposed(ctx, x.clone(), &[1, 0])
-        } else {
-            Ok(x.clone())
-        }
-    };
-    let (a, b) = (turned(0, "transA")?, turned(3, "transB")?);
-    let (p, mut acc) = sums(&a, args.get(2), &b, args.get(5))?;
-    if let Some(c) = args.get(6) {
-        let strides = broadcast_strides(c.dims(), &p.dims);
-        if broadcast(&[c.dims(), &p.dims])? != p.dims {
-            return Err(OpError::Invalid(format!("C of sizes {:?}", c.dims())));
-        }
-        let c = elements::<i32>(c)?;
-        for (i, acc) in acc.iter_mut().enumerate() {
-            let at = (i / p.n) as isize * strides[0] + (i % p.n) as isize * strides[1];
-            *acc = acc.wrapping_add(c[at as usize]);
-        }
-    }
-    let sa = alpha * scale(&args, 1)?;
-    let sb = elements::<f32>(args.required(4)?)?;
-    if sb.len() != 1 && sb.len() != p.n {
-        return Err(OpError::Invalid(format!("{} scales for {} columns", sb.len(), p.n)));
-    }
-    let Some(_) = args.get(7) else {
-        let scales: Vec<f32> = sb.iter().map(|sb| sa * sb).collect();
-        let y = ctx.pool.fill::<f32>(p.dims, |y| {
-            scaled_sums(&acc, &scales, None, y);
-            Ok(())
+/// `com.microsoft` QLinearGlobalAveragePool.
+pub(crate) static QLINEAR_GLOBAL_AVERAGE_POOL: OpDef = OpDef {
+    op_type: "QLinearGlobalAveragePool",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &["channels_last"],
+    infer: infer_global,
+    eval: |ctx, args| {
+        refuse_channels_last(ctx.node)?;
+        let x = args.required(0)?;
+        let (px, py) =
+            (activation(ctx, &args, 1, x.dtype())?, activation(ctx, &args, 3, x.dtype())?);
+        let range = code_range(x.dtype()).ok_or_else(|| unsupported_type(x.dtype()))?;
+        let plane = product(x.dims().get(2..).unwrap_or_default());
+        let dims = x.dims().iter().enumerate().map(|(i, &d)| if i < 2 { d } else { 1 }).collect();
+        let src = codes(x)?;
+        let multiplier = requant::multiplier(px.scale(), 1.0, py.scale() * plane as f32);
+        let y = fill_codes(ctx, x.dtype(), dims, |i| {
+            let sum: i32 = src[i * plane..][..plane].iter().sum();
+            requant::requantize(
+                sum - px.zero_point() * plane as i32,
+                multiplier,
+                py.zero_point(),
+                range,
+            )
         })?;
-        return Ok(vec![y]);
-    };
-    let sy = scale(&args, 7)?;
-    let multipliers: Vec<f32> = sb.iter().map(|&sb| requant::multiplier(sa, sb, sy)).collect();
-    Ok(vec![requantized_columns(ctx, &acc, p.dims, &multipliers, args.get(8))?])
-});
+        Ok(vec![y])
+    },
+    role: ROLE,
+};
+
+/// `com.microsoft` QLinearAveragePool: the mean in `f32`, and the zero point added before rounding, so that ties
+/// differ from QuantizeLinear's where it is odd.
+pub(crate) static QLINEAR_AVERAGE_POOL: OpDef = OpDef {
+    op_type: "QLinearAveragePool",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &[
+        "auto_pad",
+        "ceil_mode",
+        "channels_last",
+        "count_include_pad",
+        "kernel_shape",
+        "pads",
+        "strides",
+    ],
+    infer: |ctx| {
+        let dims = infer_pool(ctx)?;
+        ctx.set(0, ctx.elem(0), dims);
+        Ok(())
+    },
+    eval: |ctx, args| {
+        refuse_channels_last(ctx.node)?;
+        let x = args.required(0)?;
+        let (px, py) =
+            (activation(ctx, &args, 1, x.dtype())?, activation(ctx, &args, 3, x.dtype())?);
+        let range = code_range(x.dtype()).ok_or_else(|| unsupported_type(x.dtype()))?;
+        let own = pool_window(ctx.node, x.dims())?;
+        let win = own.to_3d()?;
+        let divisors = average_divisors(&win, attr::flag(ctx.node, "count_include_pad", false)?);
+        let (in_plane, out_plane) = (product(&win.input), product(&win.out));
+        let src = codes(x)?;
+        let dims = [&x.dims()[..2], &own.out].concat();
+        let mut means = vec![0.0_f32; product(&dims)];
+        for (c, means) in means.chunks_exact_mut(out_plane.max(1)).enumerate() {
+            let src = &src[c * in_plane..][..in_plane];
+            for_each_window(&win, |o, positions| {
+                means[o] =
+                    positions.map(|at| px.dequantize(src[at])).sum::<f32>() / divisors[o] as f32;
+            });
+        }
+        let (lo, hi) = (range.qmin() as f32, range.qmax() as f32);
+        let y = fill_codes(ctx, x.dtype(), dims, |i| {
+            let steps = requant::multiplier(means[i], 1.0, py.scale());
+            (steps + py.zero_point() as f32).round_ties_even().max(lo).min(hi) as i32
+        })?;
+        Ok(vec![y])
+    },
+    role: ROLE,
+};
+
+/// `com.microsoft` QLinearSoftmax, as ONNX Runtime computes it: a table of exponentials, `floor(1 / y_scale)` as
+/// the factor, and saturation at 255 only.
+pub(crate) static QLINEAR_SOFTMAX: OpDef = OpDef {
+    op_type: "QLinearSoftmax",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &["axis", "opset"],
+    infer: same_as_first,
+    eval: |ctx, args| {
+        let x = args.required(0)?;
+        let (px, py) =
+            (activation(ctx, &args, 1, x.dtype())?, activation(ctx, &args, 3, x.dtype())?);
+        let opset = attr::int(ctx.node, "opset", 13)?;
+        let (n, inner) = normalized_run(ctx.node, opset, x.dims())?;
+        let signed = x.dtype() == DataType::Int8;
+        let bytes: Vec<usize> =
+            codes(x)?.into_iter().map(|q| (if signed { q + 128 } else { q }) as usize).collect();
+        let bound = (f64::from(f32::MAX) / n as f64).ln() - 5.0;
+        let head_room = f64::from(requant::multiplier(1.0, 1.0, px.scale())) * bound.max(0.0);
+        let table: Vec<f32> = (0..256)
+            .map(|i| ((f64::from(i) - 255.0 + head_room) * f64::from(px.scale())).exp() as f32)
+            .collect();
+        let factor = requant::multiplier(1.0, 1.0, py.scale()).floor();
+        let mut out = vec![0; x.len()];
+        for group in 0..x.len() / n.max(1) {
+            let start = group / inner * n * inner + group % inner;
+            let along = || (0..n).map(|i| start + i * inner);
+            let max = along().map(|at| bytes[at]).max().unwrap_or(0);
+            let sum: f32 = along().map(|at| table[255 - max + bytes[at]]).sum();
+            for at in along() {
+                let e = table[255 - max + bytes[at]];
+                out[at] = ((e * factor / sum).round_ties_even() as i32 + py.zero_point()).min(255);
+            }
+        }
+        Ok(vec![fill_codes(ctx, x.dtype(), x.dims().to_vec(), |i| out[i])?])
+    },
+    role: ROLE,
+};
+
+/// `com.microsoft` QGemm: codes, or `f32` where no output scale is given.
+pub(crate) static QGEMM: OpDef = OpDef {
+    op_type: "QGemm",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &["alpha", "transA", "transB"],
+    infer: |ctx| {
+        let pick = |i: usize, trans: &'static str, d: usize| -> Result<SymDim, OpError> {
+            let d = if attr::flag(ctx.node, trans, false)? { 1 - d } else { d };
+            Ok(ctx.dims(i).and_then(|dims| dims.get(d)).cloned().unwrap_or(SymDim::Unknown))
+        };
+        let dims = vec![pick(0, "transA", 0)?, pick(3, "transB", 1)?];
+        let elem = if ctx.input(7).is_some() { ctx.elem(8) } else { Some(DataType::Float) };
+        ctx.set(0, elem, Some(dims));
+        Ok(())
+    },
+    eval: |ctx, args| {
+        let alpha = attr::float(ctx.node, "alpha", 1.0)?;
+        let turned = |i: usize, name: &'static str| -> Result<Tensor, OpError> {
+            let x = args.required(i)?;
+            if x.dims().len() != 2 {
+                return Err(OpError::Invalid(format!("a matrix of sizes {:?}", x.dims())));
+            }
+            if attr::flag(ctx.node, name, false)? {
+                crate::layout::transposed(ctx, x.clone(), &[1, 0])
+            } else {
+                Ok(x.clone())
+            }
+        };
+        let (a, b) = (turned(0, "transA")?, turned(3, "transB")?);
+        let (p, mut acc) = sums(&a, args.get(2), &b, args.get(5))?;
+        if let Some(c) = args.get(6) {
+            let strides = broadcast_strides(c.dims(), &p.dims);
+            if broadcast(&[c.dims(), &p.dims])? != p.dims {
+                return Err(OpError::Invalid(format!("C of sizes {:?}", c.dims())));
+            }
+            let c = elements::<i32>(c)?;
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let at = (i / p.n) as isize * strides[0] + (i % p.n) as isize * strides[1];
+                *acc = acc.wrapping_add(c[at as usize]);
+            }
+        }
+        let sa = alpha * scale(&args, 1)?;
+        let sb = elements::<f32>(args.required(4)?)?;
+        if sb.len() != 1 && sb.len() != p.n {
+            return Err(OpError::Invalid(format!("{} scales for {} columns", sb.len(), p.n)));
+        }
+        let Some(_) = args.get(7) else {
+            let scales: Vec<f32> = sb.iter().map(|sb| sa * sb).collect();
+            let y = ctx.pool.fill::<f32>(p.dims, |y| {
+                scaled_sums(&acc, &scales, None, y);
+                Ok(())
+            })?;
+            return Ok(vec![y]);
+        };
+        let sy = scale(&args, 7)?;
+        let multipliers: Vec<f32> = sb.iter().map(|&sb| requant::multiplier(sa, sb, sy)).collect();
+        Ok(vec![requantized_columns(ctx, &acc, p.dims, &multipliers, args.get(8))?])
+    },
+    role: ROLE,
+};
 
 /// Sums as real numbers: a scale for each column or one for all, and a bias for each column.
 fn scaled_sums(acc: &[i32], scales: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
@@ -629,27 +714,62 @@ fn scaled_sums(acc: &[i32], scales: &[f32], bias: Option<&[f32]>, y: &mut [f32])
     }
 }
 
-op!(/// `f32` activations quantized on the way, times constant codes. `com.microsoft` DynamicQuantizeMatMul.
-DYNAMIC_QUANTIZE_MATMUL: "DynamicQuantizeMatMul", "com.microsoft", [1], [],
-|ctx| infer_matmul(ctx, 1, Some(DataType::Float)),
-|ctx, args| {
-    let x = args.required(0)?;
-    let src = elements::<f32>(x)?;
-    let px = dynamic_params(&src)?;
-    let a = crate::quantize::quantized(
-        ctx, &src, x.dims(), midtread_num::Granularity::PerTensor, &[px], DataType::Uint8,
-    )?;
-    let za = Tensor::scalar(px.zero_point() as u8);
-    to_float(ctx, &a, Some(&za), args.required(1)?, args.get(3), px.scale(), args.required(2)?, args.get(4))
-});
+/// `f32` activations quantized on the way, times constant codes. `com.microsoft` DynamicQuantizeMatMul.
+pub(crate) static DYNAMIC_QUANTIZE_MATMUL: OpDef = OpDef {
+    op_type: "DynamicQuantizeMatMul",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &[],
+    infer: |ctx| infer_matmul(ctx, 1, Some(DataType::Float)),
+    eval: |ctx, args| {
+        let x = args.required(0)?;
+        let src = elements::<f32>(x)?;
+        let px = dynamic_params(&src)?;
+        let a = crate::quantize::quantized(
+            ctx,
+            &src,
+            x.dims(),
+            midtread_num::Granularity::PerTensor,
+            &[px],
+            DataType::Uint8,
+        )?;
+        let za = Tensor::scalar(px.zero_point() as u8);
+        to_float(
+            ctx,
+            &a,
+            Some(&za),
+            args.required(1)?,
+            args.get(3),
+            px.scale(),
+            args.required(2)?,
+            args.get(4),
+        )
+    },
+    role: ROLE,
+};
 
-op!(/// The product of two tensors of codes, in `f32`. `com.microsoft` MatMulIntegerToFloat.
-MATMUL_INTEGER_TO_FLOAT: "MatMulIntegerToFloat", "com.microsoft", [1], [],
-|ctx| infer_matmul(ctx, 1, Some(DataType::Float)),
-|ctx, args| {
-    let (a, b) = (args.required(0)?, args.required(1)?);
-    to_float(ctx, a, args.get(4), b, args.get(5), scale(&args, 2)?, args.required(3)?, args.get(6))
-});
+/// The product of two tensors of codes, in `f32`. `com.microsoft` MatMulIntegerToFloat.
+pub(crate) static MATMUL_INTEGER_TO_FLOAT: OpDef = OpDef {
+    op_type: "MatMulIntegerToFloat",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &[],
+    infer: |ctx| infer_matmul(ctx, 1, Some(DataType::Float)),
+    eval: |ctx, args| {
+        let (a, b) = (args.required(0)?, args.required(1)?);
+        to_float(
+            ctx,
+            a,
+            args.get(4),
+            b,
+            args.get(5),
+            scale(&args, 2)?,
+            args.required(3)?,
+            args.get(6),
+        )
+    },
+    role: ROLE,
+};
 
 #[expect(clippy::too_many_arguments, reason = "two operands of three parts each")]
 fn to_float(
@@ -675,94 +795,120 @@ fn to_float(
     Ok(vec![y])
 }
 
-op!(/// `com.microsoft` FusedMatMul: MatMul with a factor and transposed operands.
-FUSED_MATMUL: "FusedMatMul", "com.microsoft", [1], ["alpha", "transA", "transB", "transBatchA", "transBatchB"],
-|ctx| {
-    let flipped = attr::flag(ctx.node, "transA", false)? || attr::flag(ctx.node, "transB", false)?;
-    if flipped {
-        ctx.set(0, ctx.elem(0), None);
-        return Ok(());
-    }
-    infer_matmul(ctx, 1, ctx.elem(0))
-},
-|ctx, args| crate::typed::in_f32(ctx, args, |ctx, args| {
-    for name in ["transBatchA", "transBatchB"] {
-        if attr::flag(ctx.node, name, false)? {
-            return Err(OpError::Unsupported(format!("`{name}` 1")));
+/// `com.microsoft` FusedMatMul: MatMul with a factor and transposed operands.
+pub(crate) static FUSED_MATMUL: OpDef = OpDef {
+    op_type: "FusedMatMul",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &["alpha", "transA", "transB", "transBatchA", "transBatchB"],
+    infer: |ctx| {
+        let flipped =
+            attr::flag(ctx.node, "transA", false)? || attr::flag(ctx.node, "transB", false)?;
+        if flipped {
+            ctx.set(0, ctx.elem(0), None);
+            return Ok(());
         }
-    }
-    let turned = |i: usize, name: &'static str| -> Result<Tensor, OpError> {
-        let x = args.required(i)?;
-        let rank = x.dims().len();
-        if !attr::flag(ctx.node, name, false)? || rank < 2 {
-            return Ok(x.clone());
-        }
-        let mut perm: Vec<usize> = (0..rank).collect();
-        perm.swap(rank - 1, rank - 2);
-        crate::layout::transposed(ctx, x.clone(), &perm)
-    };
-    let (a, b) = (turned(0, "transA")?, turned(1, "transB")?);
-    crate::matmul::product_f32(ctx, &a, &b, attr::float(ctx.node, "alpha", 1.0)?)
-}));
+        infer_matmul(ctx, 1, ctx.elem(0))
+    },
+    eval: |ctx, args| {
+        crate::typed::in_f32(ctx, args, |ctx, args| {
+            for name in ["transBatchA", "transBatchB"] {
+                if attr::flag(ctx.node, name, false)? {
+                    return Err(OpError::Unsupported(format!("`{name}` 1")));
+                }
+            }
+            let turned = |i: usize, name: &'static str| -> Result<Tensor, OpError> {
+                let x = args.required(i)?;
+                let rank = x.dims().len();
+                if !attr::flag(ctx.node, name, false)? || rank < 2 {
+                    return Ok(x.clone());
+                }
+                let mut perm: Vec<usize> = (0..rank).collect();
+                perm.swap(rank - 1, rank - 2);
+                crate::layout::transposed(ctx, x.clone(), &perm)
+            };
+            let (a, b) = (turned(0, "transA")?, turned(1, "transB")?);
+            crate::matmul::product_f32(ctx, &a, &b, attr::float(ctx.node, "alpha", 1.0)?)
+        })
+    },
+    role: ROLE,
+};
 
-op!(/// Weights of 2, 4 or 8 bits in blocks along `K`, decoded to `f32` and multiplied. `com.microsoft` MatMulNBits.
+/// Weights of 2, 4 or 8 bits in blocks along `K`, decoded to `f32` and multiplied. `com.microsoft` MatMulNBits.
 ///
 /// `accuracy_level` allows ONNX Runtime to quantize the activations too; here they stay as they are.
-MATMUL_N_BITS: "MatMulNBits", "com.microsoft", [1], ["K", "N", "accuracy_level", "bits", "block_size", "weight_prepacked"],
-|ctx| {
-    let n = SymDim::known(attr::int(ctx.node, "N", 0)?);
-    let dims = ctx.dims(0).and_then(|d| d.split_last()).map(|(_, head)| [head, &[n]].concat());
-    ctx.set(0, ctx.elem(0), dims);
-    Ok(())
-},
-|ctx, args| crate::typed::in_f32(ctx, args, |ctx, args| {
-    let (k, n) = (attr::size(ctx.node, "K", 0)?, attr::size(ctx.node, "N", 0)?);
-    let bits = attr::size(ctx.node, "bits", 4)?;
-    let block = attr::size(ctx.node, "block_size", 0)?;
-    if !matches!(bits, 2 | 4 | 8) || block == 0 || !(block * bits).is_multiple_of(8) {
-        return Err(OpError::Unsupported(format!("`bits` {bits} in blocks of {block}")));
-    }
-    if args.get(4).is_some() || attr::flag(ctx.node, "weight_prepacked", false)? {
-        return Err(OpError::Unsupported("`g_idx` or `weight_prepacked`".to_owned()));
-    }
-    let a = args.required(0)?;
-    let packed = args.required(1)?.as_bytes();
-    let scales = elements::<f32>(args.required(2)?)?;
-    let n_blocks = k.div_ceil(block);
-    let (block_bytes, zero_bytes) = (block * bits / 8, (n_blocks * bits).div_ceil(8));
-    if packed.len() != n * n_blocks * block_bytes || scales.len() != n * n_blocks {
-        return Err(OpError::Invalid(format!(
-            "{} bytes and {} scales for {n} columns of {n_blocks} blocks", packed.len(), scales.len()
-        )));
-    }
-    let per_byte = 8 / bits;
-    let mask = if bits == 8 { 0xff } else { (1_u8 << bits) - 1 };
-    let code = |bytes: &[u8], i: usize| bytes[i / per_byte] >> (i % per_byte * bits) & mask;
-    let zero_points: Vec<f32> = match args.get(3) {
-        None => vec![f32::from(1_u8 << (bits - 1)); n * n_blocks],
-        Some(z) if z.dtype() == DataType::Uint8 && z.len() == n * zero_bytes => (0..n * n_blocks)
-            .map(|i| f32::from(code(&z.as_bytes()[i / n_blocks * zero_bytes..], i % n_blocks)))
-            .collect(),
-        Some(z) if z.dtype() == DataType::Float && z.len() == n * n_blocks => z.to_vec()?,
-        Some(z) => {
-            return Err(OpError::Invalid(format!("zero points {}{:?}", z.dtype(), z.dims())));
-        }
-    };
-    // Column by column, as the blocks lie: the transpose of what is multiplied with.
-    let mut w = vec![0.0_f32; n * k];
-    for (col, w) in w.chunks_exact_mut(k.max(1)).enumerate() {
-        for (b, w) in w.chunks_mut(block).enumerate() {
-            let at = col * n_blocks + b;
-            let bytes = &packed[at * block_bytes..][..block_bytes];
-            for (i, w) in w.iter_mut().enumerate() {
-                *w = (f32::from(code(bytes, i)) - zero_points[at]) * scales[at];
+pub(crate) static MATMUL_N_BITS: OpDef = OpDef {
+    op_type: "MatMulNBits",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &["K", "N", "accuracy_level", "bits", "block_size", "weight_prepacked"],
+    infer: |ctx| {
+        let n = SymDim::known(attr::int(ctx.node, "N", 0)?);
+        let dims = ctx.dims(0).and_then(|d| d.split_last()).map(|(_, head)| [head, &[n]].concat());
+        ctx.set(0, ctx.elem(0), dims);
+        Ok(())
+    },
+    eval: |ctx, args| {
+        crate::typed::in_f32(ctx, args, |ctx, args| {
+            let (k, n) = (attr::size(ctx.node, "K", 0)?, attr::size(ctx.node, "N", 0)?);
+            let bits = attr::size(ctx.node, "bits", 4)?;
+            let block = attr::size(ctx.node, "block_size", 0)?;
+            if !matches!(bits, 2 | 4 | 8) || block == 0 || !(block * bits).is_multiple_of(8) {
+                return Err(OpError::Unsupported(format!("`bits` {bits} in blocks of {block}")));
             }
-        }
-    }
-    let w = Tensor::from_slice(vec![n, k], &w)?;
-    let y = crate::matmul::product_transposed_f32(ctx, a, &w)?;
-    match args.get(5) {
-        Some(bias) => Ok(vec![crate::binary::kernel(ctx, &y, bias, BinaryOp::Add)?]),
-        None => Ok(vec![y]),
-    }
-}));
+            if args.get(4).is_some() || attr::flag(ctx.node, "weight_prepacked", false)? {
+                return Err(OpError::Unsupported("`g_idx` or `weight_prepacked`".to_owned()));
+            }
+            let a = args.required(0)?;
+            let packed = args.required(1)?.as_bytes();
+            let scales = elements::<f32>(args.required(2)?)?;
+            let n_blocks = k.div_ceil(block);
+            let (block_bytes, zero_bytes) = (block * bits / 8, (n_blocks * bits).div_ceil(8));
+            if packed.len() != n * n_blocks * block_bytes || scales.len() != n * n_blocks {
+                return Err(OpError::Invalid(format!(
+                    "{} bytes and {} scales for {n} columns of {n_blocks} blocks",
+                    packed.len(),
+                    scales.len()
+                )));
+            }
+            let per_byte = 8 / bits;
+            let mask = if bits == 8 { 0xff } else { (1_u8 << bits) - 1 };
+            let code = |bytes: &[u8], i: usize| bytes[i / per_byte] >> (i % per_byte * bits) & mask;
+            let zero_points: Vec<f32> = match args.get(3) {
+                None => vec![f32::from(1_u8 << (bits - 1)); n * n_blocks],
+                Some(z) if z.dtype() == DataType::Uint8 && z.len() == n * zero_bytes => (0..n
+                    * n_blocks)
+                    .map(|i| {
+                        f32::from(code(&z.as_bytes()[i / n_blocks * zero_bytes..], i % n_blocks))
+                    })
+                    .collect(),
+                Some(z) if z.dtype() == DataType::Float && z.len() == n * n_blocks => z.to_vec()?,
+                Some(z) => {
+                    return Err(OpError::Invalid(format!(
+                        "zero points {}{:?}",
+                        z.dtype(),
+                        z.dims()
+                    )));
+                }
+            };
+            // Column by column, as the blocks lie: the transpose of what is multiplied with.
+            let mut w = vec![0.0_f32; n * k];
+            for (col, w) in w.chunks_exact_mut(k.max(1)).enumerate() {
+                for (b, w) in w.chunks_mut(block).enumerate() {
+                    let at = col * n_blocks + b;
+                    let bytes = &packed[at * block_bytes..][..block_bytes];
+                    for (i, w) in w.iter_mut().enumerate() {
+                        *w = (f32::from(code(bytes, i)) - zero_points[at]) * scales[at];
+                    }
+                }
+            }
+            let w = Tensor::from_slice(vec![n, k], &w)?;
+            let y = crate::matmul::product_transposed_f32(ctx, a, &w)?;
+            match args.get(5) {
+                Some(bias) => Ok(vec![crate::binary::kernel(ctx, &y, bias, BinaryOp::Add)?]),
+                None => Ok(vec![y]),
+            }
+        })
+    },
+    role: ROLE,
+};

@@ -1,9 +1,16 @@
 //! QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear. The arithmetic is `midtread-num`'s.
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, ops::Range};
 
 use midtread_graph::{DataType, Node, Tensor};
-use midtread_num::{Granularity, Layout, QParams, QRange, dynamic, pack::SubByte, tensor};
+use midtread_kernels::{min_max::min_max, quantize as kernel};
+use midtread_num::{
+    Granularity, Layout, QParams, QRange, dynamic,
+    granularity::{Run, RunParams},
+    pack::SubByte,
+    tensor::{self, Code},
+};
+use rayon::prelude::*;
 
 use crate::{
     attr,
@@ -82,7 +89,11 @@ pub(crate) static DYNAMIC_QUANTIZE_LINEAR: OpDef = OpDef {
 
 /// Parameters of DynamicQuantizeLinear for these values.
 pub(crate) fn dynamic_params(values: &[f32]) -> Result<QParams, OpError> {
-    let (min, max) = values.iter().fold((0.0_f32, 0.0_f32), |(lo, hi), &x| (lo.min(x), hi.max(x)));
+    let extremes = min_max(values);
+    if extremes.n_infinite != 0 {
+        return Err(OpError::Invalid("infinite values have no scale".to_owned()));
+    }
+    let (min, max) = extremes.range().unwrap_or((0.0, 0.0));
     let params = dynamic::quantize_linear_params(min, max, dynamic::ZeroScale::One);
     params.map_err(|err| OpError::Invalid(err.to_string()))
 }
@@ -260,10 +271,18 @@ pub(crate) fn quantized(
     let layout = layout(granularity, dims)?;
     let mut out = ctx.pool.tensor(dtype, dims.to_vec())?;
     match dtype {
-        DataType::Uint8 => tensor::quantize(src, out.to_mut::<u8>()?, layout, params, range),
-        DataType::Int8 => tensor::quantize(src, out.to_mut::<i8>()?, layout, params, range),
-        DataType::Uint16 => tensor::quantize(src, out.to_mut::<u16>()?, layout, params, range),
-        DataType::Int16 => tensor::quantize(src, out.to_mut::<i16>()?, layout, params, range),
+        DataType::Uint8 => {
+            quantize_runs(src, out.to_mut()?, layout, params, range, kernel::quantize_u8)
+        }
+        DataType::Int8 => {
+            quantize_runs(src, out.to_mut()?, layout, params, range, kernel::quantize_i8)
+        }
+        DataType::Uint16 => {
+            quantize_runs(src, out.to_mut()?, layout, params, range, kernel::quantize_u16)
+        }
+        DataType::Int16 => {
+            quantize_runs(src, out.to_mut()?, layout, params, range, kernel::quantize_i16)
+        }
         _ => {
             let packing = sub_byte(dtype).ok_or_else(|| unsupported_type(dtype))?;
             let mut codes = vec![0_i8; src.len()];
@@ -273,6 +292,50 @@ pub(crate) fn quantized(
         }
     }
     Ok(out)
+}
+
+/// Elements that a thread takes at a time: more than a thread costs to wake, fewer than a cache holds.
+const CHUNK: usize = 1 << 14;
+
+/// Runs with parameters of their own, if the layout consists of such and they are long enough for a kernel.
+fn long_runs(layout: Layout) -> Option<impl Iterator<Item = (Range<usize>, usize)>> {
+    let one = |run: Run| match run.params {
+        RunParams::One(param) => Some((run.elements, param)),
+        RunParams::Each(_) => None,
+    };
+    let (first, _) = one(layout.runs().next()?)?;
+    (16 <= first.len()).then(|| layout.runs().filter_map(one))
+}
+
+fn quantize_runs<T: Code + Send>(
+    src: &[f32],
+    dst: &mut [T],
+    layout: Layout,
+    params: &[QParams],
+    range: QRange,
+    kernel: fn(&[f32], &mut [T], QParams, QRange),
+) {
+    let Some(runs) = long_runs(layout) else {
+        return tensor::quantize(src, dst, layout, params, range);
+    };
+    for (at, param) in runs {
+        let chunks = dst[at.clone()].par_chunks_mut(CHUNK).zip(src[at].par_chunks(CHUNK));
+        chunks.for_each(|(dst, src)| kernel(src, dst, params[param], range));
+    }
+}
+
+fn dequantize_runs<T: Code + Sync>(
+    src: &[T],
+    dst: &mut [f32],
+    layout: Layout,
+    params: &[QParams],
+    kernel: fn(&[T], &mut [f32], QParams),
+) {
+    let Some(runs) = long_runs(layout) else { return tensor::dequantize(src, dst, layout, params) };
+    for (at, param) in runs {
+        let chunks = dst[at.clone()].par_chunks_mut(CHUNK).zip(src[at].par_chunks(CHUNK));
+        chunks.for_each(|(dst, src)| kernel(src, dst, params[param]));
+    }
 }
 
 fn layout(granularity: Granularity, dims: &[usize]) -> Result<Layout, OpError> {
@@ -312,10 +375,18 @@ pub(crate) fn dequantized(
     let layout = layout(granularity, x.dims())?;
     ctx.pool.fill::<f32>(x.dims().to_vec(), |dst| {
         match x.dtype() {
-            DataType::Uint8 => tensor::dequantize(&elements::<u8>(x)?, dst, layout, params),
-            DataType::Int8 => tensor::dequantize(&elements::<i8>(x)?, dst, layout, params),
-            DataType::Uint16 => tensor::dequantize(&elements::<u16>(x)?, dst, layout, params),
-            DataType::Int16 => tensor::dequantize(&elements::<i16>(x)?, dst, layout, params),
+            DataType::Uint8 => {
+                dequantize_runs(&elements(x)?, dst, layout, params, kernel::dequantize_u8)
+            }
+            DataType::Int8 => {
+                dequantize_runs(&elements(x)?, dst, layout, params, kernel::dequantize_i8)
+            }
+            DataType::Uint16 => {
+                dequantize_runs(&elements(x)?, dst, layout, params, kernel::dequantize_u16)
+            }
+            DataType::Int16 => {
+                dequantize_runs(&elements(x)?, dst, layout, params, kernel::dequantize_i16)
+            }
             DataType::Int32 => tensor::dequantize(&elements::<i32>(x)?, dst, layout, params),
             dtype => {
                 let packing = sub_byte(dtype).ok_or_else(|| unsupported_type(dtype))?;

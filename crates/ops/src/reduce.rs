@@ -1,6 +1,7 @@
 //! Reductions over axes, and what depends on order along one: ArgMax, TopK, CumSum.
 
 use midtread_graph::{DataType, Element, Tensor};
+use midtread_kernels::norm::{ReduceOp, reduce as reduce_kernel};
 
 use crate::{
     attr,
@@ -95,20 +96,34 @@ fn reduced_dims<D: Clone>(dims: &[D], axes: &[usize], keep: bool, one: D) -> Vec
     left.map(|(i, d)| if axes.contains(&i) { one.clone() } else { d.clone() }).collect()
 }
 
-/// `f` of each group of elements that are reduced to one. Groups of neighbors are read in place.
+/// One number for each group of elements: the kernel's of `f32`, else `f`'s.
 fn reduce<T: Element>(
     ctx: &EvalCtx<'_>,
     args: &Args,
+    op: ReduceOp,
     f: impl Fn(&[T]) -> T,
 ) -> Result<Vec<Tensor>, OpError> {
     let x = args.required(0)?;
     let rank = x.dims().len();
-    let axes = reduced_axes(ctx, args, rank)?;
+    let mut axes = reduced_axes(ctx, args, rank)?;
+    axes.sort_unstable();
     let keep = attr::flag(ctx.node, "keepdims", true)?;
     let dims = reduced_dims(x.dims(), &axes, keep, 1);
     let n = axes.iter().map(|&a| x.dims()[a]).product::<usize>();
+    let are_neighbors = axes.windows(2).all(|w| w[0] + 1 == w[1]);
+    if let (DataType::Float, true, Some(&first), Some(&last)) =
+        (x.dtype(), are_neighbors, axes.first(), axes.last())
+    {
+        let sizes = [product(&x.dims()[..first]), n, product(&x.dims()[last + 1..])];
+        let src = elements::<f32>(x)?;
+        let y = ctx.pool.fill::<f32>(dims, |y| {
+            reduce_kernel(op, &src, sizes, y);
+            Ok(())
+        })?;
+        return Ok(vec![y]);
+    }
     let kept = (0..rank).filter(|i| !axes.contains(i));
-    let last: Vec<usize> = kept.chain((0..rank).filter(|i| axes.contains(i))).collect();
+    let last: Vec<usize> = kept.chain(axes.iter().copied()).collect();
     let grouped = transposed(ctx, x.clone(), &last)?;
     let src = elements::<T>(&grouped)?;
     let y = ctx.pool.fill::<T>(dims, |dst| {
@@ -142,7 +157,7 @@ fn in_bytes(
 
 /// `noop_with_empty_axes` reduces nothing, but operators that change each element still do.
 macro_rules! reduce {
-    ($(#[$doc:meta])* $name:ident: $op:literal, $versions:expr, $role:expr, [$($rust:ty),*], $f:expr) => {
+    ($(#[$doc:meta])* $name:ident: $op:literal, $versions:expr, $kernel:ident, [$($rust:ty),*], $f:expr) => {
         $(#[$doc])*
         pub(crate) static $name: OpDef = OpDef {
             op_type: $op,
@@ -152,48 +167,70 @@ macro_rules! reduce {
             infer: infer_reduce,
             eval: |ctx, args| {
                 in_bytes(ctx, args, $op, |ctx, args| {
-                    by_type!(args.required(0)?.dtype(), T in [$($rust),*] => reduce::<T>(ctx, &args, $f))
+                    by_type!(args.required(0)?.dtype(), T in [$($rust),*] => {
+                        reduce::<T>(ctx, &args, ReduceOp::$kernel, $f)
+                    })
                 })
             },
-            role: $role,
+            role: NO_INTEGER_FORM,
         };
     };
 }
 
-reduce!(/// ONNX ReduceSum 1, 11 and 13 (axes become an input).
-    REDUCE_SUM: "ReduceSum", [1, 11, 13], NO_INTEGER_FORM, [f32, f64, i32, i64, u32, u64],
-    |x| T::narrow(x.iter().map(|e| e.widen()).sum()));
-reduce!(/// ONNX ReduceMean 1, 11, 13 and 18 (axes become an input).
-    REDUCE_MEAN: "ReduceMean", [1, 11, 13, 18], NO_INTEGER_FORM, [f32, f64, i32, i64, u32, u64],
-    |x| T::divide(x.iter().map(|e| e.widen()).sum(), x.len().max(1)));
-reduce!(/// ONNX ReduceMax 1, 11, 12, 13, 18 and 20.
-    REDUCE_MAX: "ReduceMax", [1, 11, 12, 13, 18, 20], NO_INTEGER_FORM, [f32, f64, i8, u8, i32, i64, u32, u64],
-    |x| x.iter().fold(T::LEAST, |a, &b| if a < b || is_nan(b) { b } else { a }));
-reduce!(/// ONNX ReduceMin 1, 11, 12, 13, 18 and 20.
-    REDUCE_MIN: "ReduceMin", [1, 11, 12, 13, 18, 20], NO_INTEGER_FORM, [f32, f64, i8, u8, i32, i64, u32, u64],
-    |x| x.iter().fold(T::GREATEST, |a, &b| if b < a || is_nan(b) { b } else { a }));
-reduce!(/// ONNX ReduceProd 1, 11, 13 and 18.
-    REDUCE_PROD: "ReduceProd", [1, 11, 13, 18], NO_INTEGER_FORM, [f32, f64, i32, i64, u32, u64],
-    |x| T::narrow(x.iter().map(|e| e.widen()).product()));
-reduce!(/// ONNX ReduceL1 1, 11, 13 and 18.
-    REDUCE_L1: "ReduceL1", [1, 11, 13, 18], NO_INTEGER_FORM, [f32, f64, i32, i64, u32, u64],
-    |x| T::narrow(x.iter().map(|e| T::magnitude(e.widen())).sum()));
-reduce!(/// ONNX ReduceL2 1, 11, 13 and 18.
-    REDUCE_L2: "ReduceL2", [1, 11, 13, 18], NO_INTEGER_FORM, [f32, f64, i32, i64, u32, u64],
-    |x| T::from_real(T::real(x.iter().map(|e| T::square(e.widen())).sum()).sqrt()));
-reduce!(/// ONNX ReduceSumSquare 1, 11, 13 and 18.
-    REDUCE_SUM_SQUARE: "ReduceSumSquare", [1, 11, 13, 18], NO_INTEGER_FORM, [f32, f64, i32, i64, u32, u64],
-    |x| T::narrow(x.iter().map(|e| T::square(e.widen())).sum()));
-reduce!(/// ONNX ReduceLogSum 1, 11, 13, 18 and 28.
-    REDUCE_LOG_SUM: "ReduceLogSum", [1, 11, 13, 18, 28], NO_INTEGER_FORM, [f32, f64],
-    |x| T::from_real(T::real(x.iter().map(|e| e.widen()).sum()).ln()));
-reduce!(/// ONNX ReduceLogSumExp 1, 11, 13, 18 and 28.
-REDUCE_LOG_SUM_EXP: "ReduceLogSumExp", [1, 11, 13, 18, 28], NO_INTEGER_FORM, [f32, f64],
-|x| {
-    let max = x.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(T::real(b.widen())));
-    let shift = if max.is_finite() { max } else { 0.0 };
-    T::from_real(x.iter().map(|e| (T::real(e.widen()) - shift).exp()).sum::<f64>().ln() + shift)
-});
+reduce! {
+    /// ONNX ReduceSum 1, 11 and 13 (axes become an input).
+    REDUCE_SUM: "ReduceSum", [1, 11, 13], Sum, [f32, f64, i32, i64, u32, u64],
+    |x| T::narrow(x.iter().map(|e| e.widen()).sum())
+}
+reduce! {
+    /// ONNX ReduceMean 1, 11, 13 and 18 (axes become an input).
+    REDUCE_MEAN: "ReduceMean", [1, 11, 13, 18], Mean, [f32, f64, i32, i64, u32, u64],
+    |x| T::divide(x.iter().map(|e| e.widen()).sum(), x.len().max(1))
+}
+reduce! {
+    /// ONNX ReduceMax 1, 11, 12, 13, 18 and 20.
+    REDUCE_MAX: "ReduceMax", [1, 11, 12, 13, 18, 20], Max, [f32, f64, i8, u8, i32, i64, u32, u64],
+    |x| x.iter().fold(T::LEAST, |a, &b| if a < b || is_nan(b) { b } else { a })
+}
+reduce! {
+    /// ONNX ReduceMin 1, 11, 12, 13, 18 and 20.
+    REDUCE_MIN: "ReduceMin", [1, 11, 12, 13, 18, 20], Min, [f32, f64, i8, u8, i32, i64, u32, u64],
+    |x| x.iter().fold(T::GREATEST, |a, &b| if b < a || is_nan(b) { b } else { a })
+}
+reduce! {
+    /// ONNX ReduceProd 1, 11, 13 and 18.
+    REDUCE_PROD: "ReduceProd", [1, 11, 13, 18], Prod, [f32, f64, i32, i64, u32, u64],
+    |x| T::narrow(x.iter().map(|e| e.widen()).product())
+}
+reduce! {
+    /// ONNX ReduceL1 1, 11, 13 and 18.
+    REDUCE_L1: "ReduceL1", [1, 11, 13, 18], L1, [f32, f64, i32, i64, u32, u64],
+    |x| T::narrow(x.iter().map(|e| T::magnitude(e.widen())).sum())
+}
+reduce! {
+    /// ONNX ReduceL2 1, 11, 13 and 18.
+    REDUCE_L2: "ReduceL2", [1, 11, 13, 18], L2, [f32, f64, i32, i64, u32, u64],
+    |x| T::from_real(T::real(x.iter().map(|e| T::square(e.widen())).sum()).sqrt())
+}
+reduce! {
+    /// ONNX ReduceSumSquare 1, 11, 13 and 18.
+    REDUCE_SUM_SQUARE: "ReduceSumSquare", [1, 11, 13, 18], SumSquare, [f32, f64, i32, i64, u32, u64],
+    |x| T::narrow(x.iter().map(|e| T::square(e.widen())).sum())
+}
+reduce! {
+    /// ONNX ReduceLogSum 1, 11, 13, 18 and 28.
+    REDUCE_LOG_SUM: "ReduceLogSum", [1, 11, 13, 18, 28], LogSum, [f32, f64],
+    |x| T::from_real(T::real(x.iter().map(|e| e.widen()).sum()).ln())
+}
+reduce! {
+    /// ONNX ReduceLogSumExp 1, 11, 13, 18 and 28.
+    REDUCE_LOG_SUM_EXP: "ReduceLogSumExp", [1, 11, 13, 18, 28], LogSumExp, [f32, f64],
+    |x| {
+        let max = x.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(T::real(b.widen())));
+        let shift = if max.is_finite() { max } else { 0.0 };
+        T::from_real(x.iter().map(|e| (T::real(e.widen()) - shift).exp()).sum::<f64>().ln() + shift)
+    }
+}
 
 #[expect(clippy::eq_op, reason = "NaN is what differs from itself")]
 fn is_nan<T: PartialEq>(x: T) -> bool {

@@ -170,108 +170,180 @@ impl Real for f64 {
     }
 }
 
-unary!(/// ONNX Exp 6 and 13.
-    EXP: "Exp", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Exp, T in [f64], |x| x.exp());
-unary!(/// Natural logarithm. ONNX Log 6 and 13.
-    LOG: "Log", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Log, T in [f64], |x| x.ln());
-unary!(/// ONNX Sqrt 6 and 13.
-    SQRT: "Sqrt", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Sqrt, T in [f64], |x| x.sqrt());
-unary!(/// ONNX Reciprocal 6 and 13.
-    RECIPROCAL: "Reciprocal", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Reciprocal, T in [f64], |x| 1.0 / x);
-unary!(/// ONNX Floor 6 and 13.
-    FLOOR: "Floor", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Floor, T in [f64], |x| x.floor());
-unary!(/// ONNX Ceil 6 and 13.
-    CEIL: "Ceil", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Ceil, T in [f64], |x| x.ceil());
-unary!(/// To the nearest integer, halves to even. ONNX Round 11 and 22.
-    ROUND: "Round", [11, 22], NO_INTEGER_FORM, f32 = UnaryOp::Round, T in [f64], |x| x.round_ties_even());
-unary!(/// ONNX Sigmoid 6 and 13.
-    SIGMOID: "Sigmoid", [6, 13], CALIBRATED, f32 = UnaryOp::Sigmoid, T in [f64], |x| 1.0 / (1.0 + (-x).exp()));
-unary!(/// ONNX Tanh 6 and 13.
-    TANH: "Tanh", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Tanh, T in [f64], |x| x.tanh());
-unary!(/// ONNX Erf 9 and 13.
-    ERF: "Erf", [9, 13], NO_INTEGER_FORM, f32 = UnaryOp::Erf, T in [f64], |x| libm::erf(x));
-unary!(/// ONNX Sin 7 and 22.
-    SIN: "Sin", [7, 22], NO_INTEGER_FORM, f32 = UnaryOp::Sin, T in [f64], |x| x.sin());
-unary!(/// ONNX Cos 7 and 22.
-    COS: "Cos", [7, 22], NO_INTEGER_FORM, f32 = UnaryOp::Cos, T in [f64], |x| x.cos());
-unary!(/// ONNX Tan 7 and 22.
-    TAN: "Tan", [7, 22], NO_INTEGER_FORM, f32 = UnaryOp::Tan, T in [f64], |x| x.tan());
-unary!(/// ONNX Asin 7 and 22.
-    ASIN: "Asin", [7, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.asin());
-unary!(/// ONNX Acos 7 and 22.
-    ACOS: "Acos", [7, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.acos());
-unary!(/// ONNX Atan 7 and 22.
-    ATAN: "Atan", [7, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.atan());
-unary!(/// ONNX Sinh 9 and 22.
-    SINH: "Sinh", [9, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.sinh());
-unary!(/// ONNX Cosh 9 and 22.
-    COSH: "Cosh", [9, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.cosh());
-unary!(/// ONNX Asinh 9 and 22.
-    ASINH: "Asinh", [9, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.asinh());
-unary!(/// ONNX Acosh 9 and 22.
-    ACOSH: "Acosh", [9, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.acosh());
-unary!(/// ONNX Atanh 9 and 22.
-    ATANH: "Atanh", [9, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.atanh());
-unary!(/// `ln(1 + exp(x))`, without overflow. ONNX Softplus 1 and 22.
+unary! {
+    /// ONNX Exp 6 and 13.
+    EXP: "Exp", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Exp, T in [f64], |x| x.exp()
+}
+unary! {
+    /// Natural logarithm. ONNX Log 6 and 13.
+    LOG: "Log", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Log, T in [f64], |x| x.ln()
+}
+unary! {
+    /// ONNX Sqrt 6 and 13.
+    SQRT: "Sqrt", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Sqrt, T in [f64], |x| x.sqrt()
+}
+unary! {
+    /// ONNX Reciprocal 6 and 13.
+    RECIPROCAL: "Reciprocal", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Reciprocal, T in [f64], |x| 1.0 / x
+}
+unary! {
+    /// ONNX Floor 6 and 13.
+    FLOOR: "Floor", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Floor, T in [f64], |x| x.floor()
+}
+unary! {
+    /// ONNX Ceil 6 and 13.
+    CEIL: "Ceil", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Ceil, T in [f64], |x| x.ceil()
+}
+unary! {
+    /// To the nearest integer, halves to even. ONNX Round 11 and 22.
+    ROUND: "Round", [11, 22], NO_INTEGER_FORM, f32 = UnaryOp::Round, T in [f64], |x| x.round_ties_even()
+}
+unary! {
+    /// ONNX Sigmoid 6 and 13.
+    SIGMOID: "Sigmoid", [6, 13], CALIBRATED, f32 = UnaryOp::Sigmoid, T in [f64], |x| 1.0 / (1.0 + (-x).exp())
+}
+unary! {
+    /// ONNX Tanh 6 and 13.
+    TANH: "Tanh", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Tanh, T in [f64], |x| x.tanh()
+}
+unary! {
+    /// ONNX Erf 9 and 13.
+    ERF: "Erf", [9, 13], NO_INTEGER_FORM, f32 = UnaryOp::Erf, T in [f64], |x| libm::erf(x)
+}
+unary! {
+    /// ONNX Sin 7 and 22.
+    SIN: "Sin", [7, 22], NO_INTEGER_FORM, f32 = UnaryOp::Sin, T in [f64], |x| x.sin()
+}
+unary! {
+    /// ONNX Cos 7 and 22.
+    COS: "Cos", [7, 22], NO_INTEGER_FORM, f32 = UnaryOp::Cos, T in [f64], |x| x.cos()
+}
+unary! {
+    /// ONNX Tan 7 and 22.
+    TAN: "Tan", [7, 22], NO_INTEGER_FORM, f32 = UnaryOp::Tan, T in [f64], |x| x.tan()
+}
+unary! {
+    /// ONNX Asin 7 and 22.
+    ASIN: "Asin", [7, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.asin()
+}
+unary! {
+    /// ONNX Acos 7 and 22.
+    ACOS: "Acos", [7, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.acos()
+}
+unary! {
+    /// ONNX Atan 7 and 22.
+    ATAN: "Atan", [7, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.atan()
+}
+unary! {
+    /// ONNX Sinh 9 and 22.
+    SINH: "Sinh", [9, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.sinh()
+}
+unary! {
+    /// ONNX Cosh 9 and 22.
+    COSH: "Cosh", [9, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.cosh()
+}
+unary! {
+    /// ONNX Asinh 9 and 22.
+    ASINH: "Asinh", [9, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.asinh()
+}
+unary! {
+    /// ONNX Acosh 9 and 22.
+    ACOSH: "Acosh", [9, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.acosh()
+}
+unary! {
+    /// ONNX Atanh 9 and 22.
+    ATANH: "Atanh", [9, 22], NO_INTEGER_FORM, T in [f32, f64], |x| x.atanh()
+}
+unary! {
+    /// `ln(1 + exp(x))`, without overflow. ONNX Softplus 1 and 22.
     SOFTPLUS: "Softplus", [1, 22], NO_INTEGER_FORM, f32 = UnaryOp::Softplus, T in [f64],
-    |x| x.max(0.0) + (-x.abs()).exp().ln_1p());
-unary!(/// ONNX Softsign 1 and 22.
-    SOFTSIGN: "Softsign", [1, 22], NO_INTEGER_FORM, f32 = UnaryOp::Softsign, T in [f64], |x| x / (1.0 + x.abs()));
-unary!(/// `x * min(max(x / 6 + 1 / 2, 0), 1)`. ONNX HardSwish 14 and 22.
+    |x| x.max(0.0) + (-x.abs()).exp().ln_1p()
+}
+unary! {
+    /// ONNX Softsign 1 and 22.
+    SOFTSIGN: "Softsign", [1, 22], NO_INTEGER_FORM, f32 = UnaryOp::Softsign, T in [f64], |x| x / (1.0 + x.abs())
+}
+unary! {
+    /// `x * min(max(x / 6 + 1 / 2, 0), 1)`. ONNX HardSwish 14 and 22.
     HARD_SWISH: "HardSwish", [14, 22], NO_INTEGER_FORM, f32 = UnaryOp::HardSwish, T in [f64],
-    |x| x * (x / 6.0 + 0.5).clamp(0.0, 1.0));
-unary!(/// `x * tanh(softplus(x))`. ONNX Mish 18 and 22.
+    |x| x * (x / 6.0 + 0.5).clamp(0.0, 1.0)
+}
+unary! {
+    /// `x * tanh(softplus(x))`. ONNX Mish 18 and 22.
     MISH: "Mish", [18, 22], NO_INTEGER_FORM, f32 = UnaryOp::Mish, T in [f64],
-    |x| x * (x.max(0.0) + (-x.abs()).exp().ln_1p()).tanh());
-unary!(/// ONNX LeakyRelu 6 and 16.
+    |x| x * (x.max(0.0) + (-x.abs()).exp().ln_1p()).tanh()
+}
+unary! {
+    /// ONNX LeakyRelu 6 and 16.
     LEAKY_RELU: "LeakyRelu", [6, 16], CALIBRATED, f32 = UnaryOp::LeakyRelu { alpha }, T in [f64],
     |node| ["alpha"] { let alpha = T::of(attr::float(node, "alpha", 0.01)?); },
-    |x| if x < 0.0 { alpha * x } else { x });
-unary!(/// ONNX ThresholdedRelu 10 and 22.
+    |x| if x < 0.0 { alpha * x } else { x }
+}
+unary! {
+    /// ONNX ThresholdedRelu 10 and 22.
     THRESHOLDED_RELU: "ThresholdedRelu", [10, 22], NO_INTEGER_FORM, f32 = UnaryOp::ThresholdedRelu { alpha }, T in [f64],
     |node| ["alpha"] { let alpha = T::of(attr::float(node, "alpha", 1.0)?); },
-    |x| if alpha < x { x } else { 0.0 });
-unary!(/// ONNX Elu 6 and 22.
+    |x| if alpha < x { x } else { 0.0 }
+}
+unary! {
+    /// ONNX Elu 6 and 22.
     ELU: "Elu", [6, 22], NO_INTEGER_FORM, f32 = UnaryOp::Elu { alpha }, T in [f64],
     |node| ["alpha"] { let alpha = T::of(attr::float(node, "alpha", 1.0)?); },
-    |x| if x < 0.0 { alpha * x.exp_m1() } else { x });
-unary!(/// ONNX Celu 12 and 28.
+    |x| if x < 0.0 { alpha * x.exp_m1() } else { x }
+}
+unary! {
+    /// ONNX Celu 12 and 28.
     CELU: "Celu", [12, 28], NO_INTEGER_FORM, f32 = UnaryOp::Celu { alpha }, T in [f64],
     |node| ["alpha"] { let alpha = T::of(attr::float(node, "alpha", 1.0)?); },
-    |x| x.max(0.0) + (alpha * (x / alpha).exp_m1()).min(0.0));
-unary!(/// ONNX Selu 6 and 22.
+    |x| x.max(0.0) + (alpha * (x / alpha).exp_m1()).min(0.0)
+}
+unary! {
+    /// ONNX Selu 6 and 22.
     SELU: "Selu", [6, 22], NO_INTEGER_FORM, f32 = UnaryOp::Selu { alpha, gamma }, T in [f64],
     |node| ["alpha", "gamma"] {
         let alpha = T::of(attr::float(node, "alpha", 1.673_263_2)?);
         let gamma = T::of(attr::float(node, "gamma", 1.050_701)?);
     },
-    |x| gamma * if x <= 0.0 { alpha * x.exp_m1() } else { x });
-unary!(/// ONNX HardSigmoid 6 and 22.
+    |x| gamma * if x <= 0.0 { alpha * x.exp_m1() } else { x }
+}
+unary! {
+    /// ONNX HardSigmoid 6 and 22.
     HARD_SIGMOID: "HardSigmoid", [6, 22], NO_INTEGER_FORM, f32 = UnaryOp::HardSigmoid { alpha, beta }, T in [f64],
     |node| ["alpha", "beta"] {
         let alpha = T::of(attr::float(node, "alpha", 0.2)?);
         let beta = T::of(attr::float(node, "beta", 0.5)?);
     },
-    |x| (alpha * x + beta).clamp(0.0, 1.0));
-unary!(/// `x` where it is farther than `lambd` from 0, moved towards 0 by `bias`. ONNX Shrink 9.
+    |x| (alpha * x + beta).clamp(0.0, 1.0)
+}
+unary! {
+    /// `x` where it is farther than `lambd` from 0, moved towards 0 by `bias`. ONNX Shrink 9.
     SHRINK: "Shrink", [9], NO_INTEGER_FORM, T in [f32, f64],
     |node| ["bias", "lambd"] {
         let bias = T::of(attr::float(node, "bias", 0.0)?);
         let lambd = T::of(attr::float(node, "lambd", 0.5)?);
     },
-    |x| if x < -lambd { x + bias } else if lambd < x { x - bias } else { 0.0 });
-unary!(/// `x * sigmoid(alpha * x)`. ONNX Swish 24.
+    |x| if x < -lambd { x + bias } else if lambd < x { x - bias } else { 0.0 }
+}
+unary! {
+    /// `x * sigmoid(alpha * x)`. ONNX Swish 24.
     SWISH: "Swish", [24], NO_INTEGER_FORM, T in [f32, f64],
     |node| ["alpha"] { let alpha = T::of(attr::float(node, "alpha", 1.0)?); },
-    |x| x / (1.0 + (-alpha * x).exp()));
-unary!(/// ONNX Abs 6 and 13.
+    |x| x / (1.0 + (-alpha * x).exp())
+}
+unary! {
+    /// ONNX Abs 6 and 13.
     ABS: "Abs", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Abs, T in [f64, i8, i16, i32, i64, u8, u16, u32, u64],
-    |x| x.magnitude());
-unary!(/// ONNX Neg 6 and 13.
-    NEG: "Neg", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Neg, T in [f64, i8, i16, i32, i64], |x| x.negated());
-unary!(/// ONNX Sign 9 and 13.
+    |x| x.magnitude()
+}
+unary! {
+    /// ONNX Neg 6 and 13.
+    NEG: "Neg", [6, 13], NO_INTEGER_FORM, f32 = UnaryOp::Neg, T in [f64, i8, i16, i32, i64], |x| x.negated()
+}
+unary! {
+    /// ONNX Sign 9 and 13.
     SIGN: "Sign", [9, 13], NO_INTEGER_FORM, f32 = UnaryOp::Sign, T in [f64, i8, i16, i32, i64, u8, u16, u32, u64],
-    |x| x.sign());
+    |x| x.sign()
+}
 
 /// What Abs, Neg and Sign are for each type. Integers wrap.
 trait Signed: Copy {

@@ -118,15 +118,19 @@ impl Error {
     /// What the user can do about it, where there is something.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::NoStats => Some("calibrate with sample data, or use the dynamic or weight-only scheme"),
-            Self::NotCalibrated { .. } => {
-                Some("calibrate the same prepared model that is planned; the data set may also be empty")
+            Self::NoStats => {
+                Some("calibrate with sample data, or use the dynamic or weight-only scheme")
             }
+            Self::NotCalibrated { .. } => Some(
+                "calibrate the same prepared model that is planned; the data set may also be empty",
+            ),
             Self::StatsOfAnotherModel => Some("calibrate this model again"),
             Self::NotFinite { .. } => {
                 Some("the model is damaged, or the node that uses the constant can be excluded")
             }
-            Self::OtherModel { .. } => Some("plan this model again, or apply the plan to the model it was made for"),
+            Self::OtherModel { .. } => {
+                Some("plan this model again, or apply the plan to the model it was made for")
+            }
             Self::Opset { .. } => Some("raise the model's operator set first (prepare does it)"),
             Self::QParams { .. }
             | Self::Range { .. }

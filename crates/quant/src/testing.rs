@@ -47,7 +47,8 @@ impl Net {
     /// A constant whose values go up and down within `[-max, max]`.
     pub(crate) fn wave(self, name: &str, dims: &[usize], max: f32) -> Self {
         let n: usize = dims.iter().product();
-        let values: Vec<f32> = (0..n).map(|i| max * (((i * 37 + 11) % 101) as f32 / 50.0 - 1.0)).collect();
+        let values: Vec<f32> =
+            (0..n).map(|i| max * (((i * 37 + 11) % 101) as f32 / 50.0 - 1.0)).collect();
         self.floats(name, dims, &values)
     }
 
@@ -74,7 +75,13 @@ impl Net {
         self
     }
 
-    fn push(&mut self, op_type: &str, inputs: &[&str], outputs: &[&str], attrs: Vec<(&str, AttrValue)>) {
+    fn push(
+        &mut self,
+        op_type: &str,
+        inputs: &[&str],
+        outputs: &[&str],
+        attrs: Vec<(&str, AttrValue)>,
+    ) {
         let ids = |net: &mut Self, names: &[&str]| -> Vec<Option<ValueId>> {
             names.iter().map(|name| (!name.is_empty()).then(|| net.value(name))).collect()
         };
@@ -125,7 +132,10 @@ pub(crate) fn listing(model: &Model) -> Vec<String> {
     let names = |ids: &[Option<ValueId>]| {
         ids.iter().map(|id| id.map_or("", |id| g.value_name(id))).collect::<Vec<_>>().join(", ")
     };
-    g.nodes.iter().map(|n| format!("{}({}) -> {}", n.op_type, names(&n.inputs), names(&n.outputs))).collect()
+    g.nodes
+        .iter()
+        .map(|n| format!("{}({}) -> {}", n.op_type, names(&n.inputs), names(&n.outputs)))
+        .collect()
 }
 
 /// Every value a node takes exists by then, names of nodes are unique, and every output is made.
@@ -136,7 +146,12 @@ pub(crate) fn check_graph(model: &Model) {
     let mut names = std::collections::BTreeSet::new();
     for node in &g.nodes {
         for id in node.inputs.iter().flatten() {
-            assert!(made[id.idx()], "`{}` takes `{}` before it is made", node.name, g.value_name(*id));
+            assert!(
+                made[id.idx()],
+                "`{}` takes `{}` before it is made",
+                node.name,
+                g.value_name(*id)
+            );
         }
         for id in node.outputs.iter().flatten() {
             assert!(!made[id.idx()], "`{}` is made twice", g.value_name(*id));

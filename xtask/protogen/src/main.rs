@@ -24,7 +24,8 @@ const CARRIED: &[(&str, &str)] = &[
 ];
 
 /// Messages that are rare where they are allowed and large: boxed, so that an attribute stays small.
-const BOXED: &[&str] = &[".onnx.AttributeProto.t", ".onnx.AttributeProto.g", ".onnx.AttributeProto.tp"];
+const BOXED: &[&str] =
+    &[".onnx.AttributeProto.t", ".onnx.AttributeProto.g", ".onnx.AttributeProto.tp"];
 
 fn main() -> Result<()> {
     let check = std::env::args().nth(1).is_some_and(|arg| arg == "--check");
@@ -48,7 +49,10 @@ fn main() -> Result<()> {
         if !check {
             fs::write(&path, made)?;
         } else if fs::read_to_string(&path)? != made {
-            bail!("{} differs from what proto/onnx.proto gives: run xtask/protogen", path.display());
+            bail!(
+                "{} differs from what proto/onnx.proto gives: run xtask/protogen",
+                path.display()
+            );
         }
     }
     Ok(())
@@ -84,7 +88,11 @@ fn schema(files: &FileDescriptorSet) -> Result<String> {
     text.push_str("use crate::scan::{Field, Kind, Message};\n\n");
     for root in ["ModelProto", "TensorProto"] {
         let shout = root.replace("Proto", "").to_uppercase();
-        writeln!(text, "pub(crate) const {shout}: usize = {};", position(&format!(".onnx.{root}"))?)?;
+        writeln!(
+            text,
+            "pub(crate) const {shout}: usize = {};",
+            position(&format!(".onnx.{root}"))?
+        )?;
     }
     text.push_str("\n#[rustfmt::skip]\npub(crate) static MESSAGES: &[Message] = &[\n");
     for (name, message) in &messages {
@@ -114,7 +122,11 @@ fn schema(files: &FileDescriptorSet) -> Result<String> {
     Ok(text)
 }
 
-fn collect<'a>(parent: &str, message: &'a DescriptorProto, to: &mut Vec<(String, &'a DescriptorProto)>) {
+fn collect<'a>(
+    parent: &str,
+    message: &'a DescriptorProto,
+    to: &mut Vec<(String, &'a DescriptorProto)>,
+) {
     let name = format!("{parent}.{}", message.name());
     message.nested_type.iter().for_each(|nested| collect(&name, nested, to));
     to.push((name, message));

@@ -43,10 +43,13 @@ pub(super) fn apply(model: &Model, plan: &Plan) -> Result<Model, Error> {
             op_type: node_plan.op_type.clone(),
             what: what.to_owned(),
         };
-        let (Some(Operand::Dynamic), Some(Operand::Tensor(key))) = (inputs.first(), inputs.get(1)) else {
+        let (Some(Operand::Dynamic), Some(Operand::Tensor(key))) = (inputs.first(), inputs.get(1))
+        else {
             return Err(unsupported("a plan that is not a dynamic activation times a constant"));
         };
-        if value_of(graph, key, store.tensor(key).of.as_deref()).ok() != node.input(1) || !store.is_constant(key) {
+        if value_of(graph, key, store.tensor(key).of.as_deref()).ok() != node.input(1)
+            || !store.is_constant(key)
+        {
             return Err(unsupported("a plan for another weight"));
         }
         let (Some(x), Some(y)) = (node.input(0), node.output(0)) else {
@@ -88,7 +91,8 @@ fn quantize(graph: &mut Graph, i: usize, x: ValueId, rewrite: &mut Rewrite) -> Q
     let integers = graph.fresh(&format!("{name}_quantized"));
     graph.value_mut(integers).ty = int_type_like(graph, x, DataType::Uint8);
     let scale = graph.fresh_typed(&format!("{name}_scale"), DataType::Float, Some(Vec::new()));
-    let zero_point = graph.fresh_typed(&format!("{name}_zero_point"), DataType::Uint8, Some(Vec::new()));
+    let zero_point =
+        graph.fresh_typed(&format!("{name}_zero_point"), DataType::Uint8, Some(Vec::new()));
     let outputs = [integers, scale, zero_point];
     let node = Node::new("DynamicQuantizeLinear", &format!("{name}_QuantizeLinear"), [x], outputs);
     rewrite.insert_before(i, node);
@@ -126,7 +130,8 @@ fn replace<'a>(
 
     let acc = value(graph, format!("{y_name}_output_quantized"), &acc_type);
     let op_type = if kernel == Kernel::Conv { "ConvInteger" } else { "MatMulInteger" };
-    let mut integer = Node::new(op_type, &format!("{label}_quant"), [x, w, x_zero_point, w_zero_point], [acc]);
+    let mut integer =
+        Node::new(op_type, &format!("{label}_quant"), [x, w, x_zero_point, w_zero_point], [acc]);
     if kernel == Kernel::Conv {
         integer.attrs = node.attrs.clone();
     }
@@ -134,14 +139,16 @@ fn replace<'a>(
     let cast = Node::new("Cast", &format!("{y_name}_output_quantized_cast"), [acc], [float])
         .with_attr("to", AttrValue::Int(i64::from(DataType::Float.to_onnx())));
     let scale = graph.fresh(&format!("{label}_quant_scales_mul:0"));
-    let scales = Node::new("Mul", &format!("{label}_quant_scales_mul"), [x_scale, w_scale], [scale]);
+    let scales =
+        Node::new("Mul", &format!("{label}_quant_scales_mul"), [x_scale, w_scale], [scale]);
 
     let bias = bias(graph, node, kernel, &label);
     let scaled = match bias {
         Some(_) => value(graph, format!("{y_name}quant_scaled_output"), &float_type),
         None => y,
     };
-    let rescale = Node::new("Mul", &format!("{label}_quant_output_scale_mul"), [float, scale], [scaled]);
+    let rescale =
+        Node::new("Mul", &format!("{label}_quant_output_scale_mul"), [float, scale], [scaled]);
     let mut nodes = vec![integer, cast, scales, rescale];
     if let Some((before, bias)) = bias {
         nodes.extend(before);
@@ -151,7 +158,13 @@ fn replace<'a>(
 }
 
 /// The weight's scales in a shape that broadcasts over the output, times `alpha`.
-fn weight_scale<'a>(graph: &mut Graph, kernel: Kernel, key: &'a str, alpha: f32, store: &mut Store<'a>) -> ValueId {
+fn weight_scale<'a>(
+    graph: &mut Graph,
+    kernel: Kernel,
+    key: &'a str,
+    alpha: f32,
+    store: &mut Store<'a>,
+) -> ValueId {
     let params = &store.tensor(key).params;
     let per_channel = !matches!(params, Params::PerTensor(_));
     if alpha == 1.0 && !(kernel == Kernel::Conv && per_channel) {
@@ -163,11 +176,19 @@ fn weight_scale<'a>(graph: &mut Graph, kernel: Kernel, key: &'a str, alpha: f32,
         // One for each output channel, before the spatial dimensions.
         dims.extend(std::iter::repeat_n(1, store.integers(key).dims().len().saturating_sub(2)));
     }
-    graph.add_constant(&format!("{key}_scale"), Tensor::from_slice(dims, &scales).expect("as many as there are"))
+    graph.add_constant(
+        &format!("{key}_scale"),
+        Tensor::from_slice(dims, &scales).expect("as many as there are"),
+    )
 }
 
 /// The weight's zero point: one number where all are equal, which every runtime takes.
-fn weight_zero_point<'a>(graph: &mut Graph, kernel: Kernel, key: &'a str, store: &mut Store<'a>) -> ValueId {
+fn weight_zero_point<'a>(
+    graph: &mut Graph,
+    kernel: Kernel,
+    key: &'a str,
+    store: &mut Store<'a>,
+) -> ValueId {
     let tensor = store.tensor(key);
     let params = tensor.params.as_slice();
     let first = params[0].zero_point();
@@ -190,7 +211,12 @@ fn weight_zero_point<'a>(graph: &mut Graph, kernel: Kernel, key: &'a str, store:
 }
 
 /// What is added to the scaled sums, and the nodes that make it.
-fn bias(graph: &mut Graph, node: &Node, kernel: Kernel, label: &str) -> Option<(Vec<Node>, ValueId)> {
+fn bias(
+    graph: &mut Graph,
+    node: &Node,
+    kernel: Kernel,
+    label: &str,
+) -> Option<(Vec<Node>, ValueId)> {
     let id = node.input(2)?;
     let constant = graph.constant(id).cloned();
     match kernel {
@@ -227,9 +253,11 @@ fn bias(graph: &mut Graph, node: &Node, kernel: Kernel, label: &str) -> Option<(
                 let id = found.unwrap_or_else(|| graph.add_constant(&name, tensor));
                 return Some((Vec::new(), id));
             }
-            let shape = graph.add_constant(&format!("{label}_bias_reshape_shape"), Tensor::vector(&shape));
+            let shape =
+                graph.add_constant(&format!("{label}_bias_reshape_shape"), Tensor::vector(&shape));
             let reshaped = graph.fresh(&format!("{label}_bias_reshape_output"));
-            let node = Node::new("Reshape", &format!("{label}_bias_reshape"), [id, shape], [reshaped]);
+            let node =
+                Node::new("Reshape", &format!("{label}_bias_reshape"), [id, shape], [reshaped]);
             Some((vec![node], reshaped))
         }
     }

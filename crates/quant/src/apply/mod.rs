@@ -36,7 +36,8 @@ impl FromStr for Format {
             "qoperator" => Ok(Self::QOperator),
             _ => {
                 let near = nearest(text, ["qdq", "qoperator"]);
-                let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+                let near =
+                    near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
                 Err(format!("`{text}` is not a format: qdq, qoperator{near}"))
             }
         }
@@ -85,7 +86,9 @@ pub fn apply(model: &Model, plan: &Plan, format: Format) -> Result<Model, Error>
     }
     let needed = required_opset(plan, format);
     let version = model.opset("").unwrap_or(0);
-    if version < needed && plan.nodes.iter().any(|n| matches!(n.decision, Decision::Quantized { .. })) {
+    if version < needed
+        && plan.nodes.iter().any(|n| matches!(n.decision, Decision::Quantized { .. }))
+    {
         return Err(Error::Opset { needed, got: version });
     }
     let mut quantized = match (plan.scheme, format) {

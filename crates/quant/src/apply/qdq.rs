@@ -30,8 +30,13 @@ pub(super) fn apply(model: &Model, plan: &Plan) -> Result<Model, Error> {
     let mut constants = Constants::new(graph, plan, &store)?;
     for (i, node_plan) in plan.nodes.iter().enumerate() {
         let Decision::Quantized { inputs, outputs } = &node_plan.decision else { continue };
-        if inputs.len() != graph.nodes[i].inputs.len() || outputs.len() != graph.nodes[i].outputs.len() {
-            return Err(Error::Options(format!("node `{}` of the plan has other inputs or outputs", node_plan.node)));
+        if inputs.len() != graph.nodes[i].inputs.len()
+            || outputs.len() != graph.nodes[i].outputs.len()
+        {
+            return Err(Error::Options(format!(
+                "node `{}` of the plan has other inputs or outputs",
+                node_plan.node
+            )));
         }
         if is_table(graph, i, &node_plan.decision, &store) {
             lookup(graph, i, inputs, &mut store, &mut rewrite);
@@ -42,7 +47,9 @@ pub(super) fn apply(model: &Model, plan: &Plan) -> Result<Model, Error> {
                 Operand::Tensor(key) if store.is_constant(key) => {
                     constants.dequantize(graph, i, key, &mut store, &mut rewrite)
                 }
-                Operand::Bias(key) => constants.dequantize_bias(graph, i, key, &mut store, &mut rewrite)?,
+                Operand::Bias(key) => {
+                    constants.dequantize_bias(graph, i, key, &mut store, &mut rewrite)?
+                }
                 Operand::Tensor(_) | Operand::Keep | Operand::Dynamic => continue,
             };
             graph.nodes[i].inputs[k] = Some(output);
@@ -80,10 +87,18 @@ pub(super) fn apply(model: &Model, plan: &Plan) -> Result<Model, Error> {
                 (id, after)
             }
         };
-        let quantize =
-            Node::new("QuantizeLinear", &format!("{name}_QuantizeLinear"), [before, scale, zero_point], [quantized]);
-        let dequantize =
-            Node::new("DequantizeLinear", &format!("{name}_DequantizeLinear"), [quantized, scale, zero_point], [after]);
+        let quantize = Node::new(
+            "QuantizeLinear",
+            &format!("{name}_QuantizeLinear"),
+            [before, scale, zero_point],
+            [quantized],
+        );
+        let dequantize = Node::new(
+            "DequantizeLinear",
+            &format!("{name}_DequantizeLinear"),
+            [quantized, scale, zero_point],
+            [after],
+        );
         match producer {
             Some(p) => {
                 rewrite.insert_after(p, quantize);
@@ -105,7 +120,11 @@ pub(super) fn apply(model: &Model, plan: &Plan) -> Result<Model, Error> {
 }
 
 /// Gives the outputs of absorbed clamps to the nodes that take over their work, and removes the clamps.
-pub(super) fn adopt_absorbed_outputs(graph: &mut Graph, plan: &Plan, rewrite: &mut Rewrite) -> Result<(), Error> {
+pub(super) fn adopt_absorbed_outputs(
+    graph: &mut Graph,
+    plan: &Plan,
+    rewrite: &mut Rewrite,
+) -> Result<(), Error> {
     for (i, node) in plan.nodes.iter().enumerate() {
         match &node.decision {
             Decision::Absorbed { .. } => rewrite.remove(i),
@@ -142,7 +161,9 @@ pub(super) fn activations<'a>(
     let mut found = Vec::with_capacity(keys.len());
     for key in keys {
         if !matches!(plan.tensors[key].params, Params::PerTensor(_)) {
-            return Err(Error::Options(format!("activation `{key}` of the plan is not per tensor")));
+            return Err(Error::Options(format!(
+                "activation `{key}` of the plan is not per tensor"
+            )));
         }
         found.push((key, value_of(graph, key, None)?));
     }
@@ -171,7 +192,9 @@ pub(super) struct Constants<'a> {
 impl<'a> Constants<'a> {
     pub(super) fn new(graph: &Graph, plan: &'a Plan, store: &Store<'_>) -> Result<Self, Error> {
         let mut keys = HashMap::new();
-        for (key, tensor) in plan.tensors.iter().filter(|(key, t)| t.of.is_none() && store.is_constant(key)) {
+        for (key, tensor) in
+            plan.tensors.iter().filter(|(key, t)| t.of.is_none() && store.is_constant(key))
+        {
             let id = value_of(graph, key, tensor.of.as_deref())?;
             if MIN_SHARED <= store.integers(key).len() {
                 keys.insert(id, key.as_str());
@@ -209,7 +232,8 @@ impl<'a> Constants<'a> {
             return output;
         }
         let float = graph.find(key).filter(|id| self.keys.contains_key(id));
-        let first = float.and_then(|id| self.float_reader.get(&id)).map_or(i, |&reader| reader.min(i));
+        let first =
+            float.and_then(|id| self.float_reader.get(&id)).map_or(i, |&reader| reader.min(i));
         let (node, output) = store.dequantize_constant(graph, key);
         rewrite.insert_before(first, node);
         self.dequantized.insert(key, output);
@@ -236,7 +260,8 @@ impl<'a> Constants<'a> {
 
     /// Lets those that take large constants as floats read the stored integers too.
     pub(super) fn share(mut self, graph: &mut Graph, store: &mut Store<'a>, rewrite: &mut Rewrite) {
-        let mut readers: Vec<(ValueId, usize)> = self.float_reader.iter().map(|(&id, &i)| (id, i)).collect();
+        let mut readers: Vec<(ValueId, usize)> =
+            self.float_reader.iter().map(|(&id, &i)| (id, i)).collect();
         readers.sort_unstable();
         let mut outputs = HashMap::new();
         for (id, first) in readers {
@@ -259,7 +284,9 @@ impl<'a> Constants<'a> {
 /// Whether node `i` looks up rows of a constant that is stored as integers of whole bytes.
 pub(super) fn is_table(graph: &Graph, i: usize, decision: &Decision, store: &Store<'_>) -> bool {
     let Decision::Quantized { inputs, outputs } = decision else { return false };
-    let (Some(Operand::Tensor(key)), Some(None)) = (inputs.first(), outputs.first()) else { return false };
+    let (Some(Operand::Tensor(key)), Some(None)) = (inputs.first(), outputs.first()) else {
+        return false;
+    };
     let tensor = store.tensor(key);
     graph.nodes[i].is("Gather")
         && store.is_constant(key)
@@ -281,11 +308,15 @@ pub(super) fn lookup<'a>(
     let table = store.constant(graph, key);
     let (scale, zero_point) = store.params(graph, key);
     let found = graph.fresh(&format!("{name}_quantized"));
-    graph.value_mut(found).ty = int_type_like(graph, output, store.tensor(key).int_type.data_type());
+    graph.value_mut(found).ty =
+        int_type_like(graph, output, store.tensor(key).int_type.data_type());
     graph.nodes[i].inputs[0] = Some(table);
     graph.nodes[i].outputs[0] = Some(found);
     let name = format!("{name}_DequantizeLinear");
-    rewrite.insert_after(i, Node::new("DequantizeLinear", &name, [found, scale, zero_point], [output]));
+    rewrite.insert_after(
+        i,
+        Node::new("DequantizeLinear", &name, [found, scale, zero_point], [output]),
+    );
 }
 
 /// Lets callers give and take integers: removes the QuantizeLinear of every input that has no other use and the
@@ -294,19 +325,31 @@ pub(super) fn integer_io(graph: &mut Graph) {
     let links = Links::new(graph);
     let mut rewrite = Rewrite::default();
     for id in graph.inputs.clone() {
-        let Some(q) = links.only_consumer(id).filter(|&i| graph.nodes[i].is("QuantizeLinear")) else { continue };
-        let Some(quantized) = graph.nodes[q].output(0).filter(|_| graph.nodes[q].input(0) == Some(id)) else {
+        let Some(q) = links.only_consumer(id).filter(|&i| graph.nodes[i].is("QuantizeLinear"))
+        else {
             continue;
         };
-        let (from, users) = (graph.value(quantized).ty.clone(), links.consumers(quantized).to_vec());
+        let Some(quantized) =
+            graph.nodes[q].output(0).filter(|_| graph.nodes[q].input(0) == Some(id))
+        else {
+            continue;
+        };
+        let (from, users) =
+            (graph.value(quantized).ty.clone(), links.consumers(quantized).to_vec());
         graph.value_mut(id).ty = from;
         for i in users {
-            graph.nodes[i].inputs.iter_mut().filter(|x| **x == Some(quantized)).for_each(|x| *x = Some(id));
+            graph.nodes[i]
+                .inputs
+                .iter_mut()
+                .filter(|x| **x == Some(quantized))
+                .for_each(|x| *x = Some(id));
         }
         rewrite.remove(q);
     }
     for id in graph.outputs.clone() {
-        let Some(d) = links.producer(id).filter(|&i| graph.nodes[i].is("DequantizeLinear")) else { continue };
+        let Some(d) = links.producer(id).filter(|&i| graph.nodes[i].is("DequantizeLinear")) else {
+            continue;
+        };
         let Some(quantized) = graph.nodes[d].input(0) else { continue };
         // A stored constant as an output stays as it is.
         let Some(q) = links.producer(quantized) else { continue };
@@ -314,7 +357,11 @@ pub(super) fn integer_io(graph: &mut Graph) {
             continue;
         }
         let name = graph.value_name(id).to_owned();
-        graph.nodes[q].outputs.iter_mut().filter(|x| **x == Some(quantized)).for_each(|x| *x = Some(id));
+        graph.nodes[q]
+            .outputs
+            .iter_mut()
+            .filter(|x| **x == Some(quantized))
+            .for_each(|x| *x = Some(id));
         let float = graph.value(id).ty.clone();
         graph.value_mut(id).ty = graph.value(quantized).ty.clone();
         if links.consumers(id).is_empty() {
@@ -326,7 +373,11 @@ pub(super) fn integer_io(graph: &mut Graph) {
         graph.nodes[d].inputs[0] = Some(id);
         graph.nodes[d].outputs[0] = Some(inside);
         for &i in links.consumers(id) {
-            graph.nodes[i].inputs.iter_mut().filter(|x| **x == Some(id)).for_each(|x| *x = Some(inside));
+            graph.nodes[i]
+                .inputs
+                .iter_mut()
+                .filter(|x| **x == Some(id))
+                .for_each(|x| *x = Some(inside));
         }
     }
     rewrite.apply(graph);

@@ -39,7 +39,9 @@ const MOVES: &[&str] = &[
 pub(super) fn apply(model: &Model, plan: &Plan) -> Result<Model, Error> {
     if let Some((name, tensor)) = plan.tensors.iter().find(|(_, t)| t.int_type.n_bits() != 8) {
         let what = tensor.int_type;
-        return Err(Error::Options(format!("the qoperator format has 8-bit tensors only, and `{name}` is {what}")));
+        return Err(Error::Options(format!(
+            "the qoperator format has 8-bit tensors only, and `{name}` is {what}"
+        )));
     }
     let mut model = model.clone();
     let graph = &mut model.graph;
@@ -49,15 +51,21 @@ pub(super) fn apply(model: &Model, plan: &Plan) -> Result<Model, Error> {
     let keys = activations(graph, plan, &store)?.into_iter().map(|(key, id)| (id, key)).collect();
     let mut constants = Constants::new(graph, plan, &store)?;
     let no_float = vec![false; graph.values().len()];
-    let mut walk = Walk { store, keys, integers: HashMap::new(), no_float, out: Rewrite::default() };
+    let mut walk =
+        Walk { store, keys, integers: HashMap::new(), no_float, out: Rewrite::default() };
     let mut uses_microsoft = false;
     for (i, node_plan) in plan.nodes.iter().enumerate() {
         match &node_plan.decision {
             Decision::Absorbed { .. } => walk.out.remove(i),
             Decision::Float { .. } | Decision::Structural => walk.floats_for(graph, i),
             Decision::Quantized { inputs, outputs } => {
-                if inputs.len() != graph.nodes[i].inputs.len() || outputs.len() != graph.nodes[i].outputs.len() {
-                    let what = format!("node `{}` of the plan has other inputs or outputs", node_plan.node);
+                if inputs.len() != graph.nodes[i].inputs.len()
+                    || outputs.len() != graph.nodes[i].outputs.len()
+                {
+                    let what = format!(
+                        "node `{}` of the plan has other inputs or outputs",
+                        node_plan.node
+                    );
                     return Err(Error::Options(what));
                 }
                 match walk.integer_form(graph, i, node_plan, inputs, outputs)? {
@@ -68,12 +76,15 @@ pub(super) fn apply(model: &Model, plan: &Plan) -> Result<Model, Error> {
                     None => {
                         for (k, operand) in inputs.iter().enumerate() {
                             let output = match operand {
-                                Operand::Tensor(key) if walk.store.is_constant(key) => {
-                                    constants.dequantize(graph, i, key, &mut walk.store, &mut walk.out)
-                                }
-                                Operand::Bias(key) => {
-                                    constants.dequantize_bias(graph, i, key, &mut walk.store, &mut walk.out)?
-                                }
+                                Operand::Tensor(key) if walk.store.is_constant(key) => constants
+                                    .dequantize(graph, i, key, &mut walk.store, &mut walk.out),
+                                Operand::Bias(key) => constants.dequantize_bias(
+                                    graph,
+                                    i,
+                                    key,
+                                    &mut walk.store,
+                                    &mut walk.out,
+                                )?,
                                 Operand::Tensor(_) | Operand::Keep | Operand::Dynamic => continue,
                             };
                             graph.nodes[i].inputs[k] = Some(output);
@@ -122,7 +133,10 @@ impl<'a> Walk<'a> {
         let integers = self.new_integers(graph, id);
         let (scale, zero_point) = self.store.params(graph, key);
         let name = format!("{key}_QuantizeLinear");
-        self.out.insert_before(i, Node::new("QuantizeLinear", &name, [id, scale, zero_point], [integers]));
+        self.out.insert_before(
+            i,
+            Node::new("QuantizeLinear", &name, [id, scale, zero_point], [integers]),
+        );
         Some(integers)
     }
 
@@ -145,7 +159,10 @@ impl<'a> Walk<'a> {
         let (key, integers) = (self.keys[&id], self.integers[&id]);
         let (scale, zero_point) = self.store.params(graph, key);
         let name = format!("{key}_DequantizeLinear");
-        self.out.insert_before(i, Node::new("DequantizeLinear", &name, [integers, scale, zero_point], [id]));
+        self.out.insert_before(
+            i,
+            Node::new("DequantizeLinear", &name, [integers, scale, zero_point], [id]),
+        );
     }
 
     /// Makes the floats that node `i`, which computes in float, takes.
@@ -170,7 +187,8 @@ impl<'a> Walk<'a> {
     ) -> Result<Option<Node>, Error> {
         let node = graph.nodes[i].clone();
         let Some(form) = self.form(&node, inputs, outputs) else { return Ok(None) };
-        let name = if node.name.is_empty() { String::new() } else { format!("{}_quant", node_plan.node) };
+        let name =
+            if node.name.is_empty() { String::new() } else { format!("{}_quant", node_plan.node) };
 
         // Every operand's integers, scale and zero point.
         let mut args = Vec::with_capacity(inputs.len());
@@ -216,13 +234,16 @@ impl<'a> Walk<'a> {
         let op_type = match form {
             Form::Move => node.op_type.clone(),
             Form::QGemm => "QGemm".to_owned(),
-            Form::QLinear | Form::QLinearMicrosoft | Form::QLinearConcat => format!("QLinear{}", node.op_type),
+            Form::QLinear | Form::QLinearMicrosoft | Form::QLinearConcat => {
+                format!("QLinear{}", node.op_type)
+            }
         };
         let mut new = Node { op_type, name, outputs: made, inputs: Vec::new(), ..node.clone() };
         new.inputs = match (form, y) {
             (Form::Move, _) => args.iter().map(|arg| arg.value()).collect(),
             (Form::QLinear | Form::QLinearMicrosoft, Some((scale, zero_point))) => {
-                let mut list: Vec<_> = args.iter().filter(|a| a.is_quantized()).flat_map(Arg::triple).collect();
+                let mut list: Vec<_> =
+                    args.iter().filter(|a| a.is_quantized()).flat_map(Arg::triple).collect();
                 list.extend([Some(scale), Some(zero_point)]);
                 // The bias of QLinearConv comes last.
                 list.extend(args.iter().skip(2).filter(|a| !a.is_quantized()).map(Arg::value));
@@ -261,7 +282,8 @@ impl<'a> Walk<'a> {
         let keys: Vec<&str> = (0..inputs.len()).filter_map(key).collect();
         let tensor = |key: &str| self.store.tensor(key);
         let made: Vec<&str> = outputs.iter().flatten().map(String::as_str).collect();
-        let same_type = || keys.iter().chain(&made).all(|k| tensor(k).int_type == tensor(keys[0]).int_type);
+        let same_type =
+            || keys.iter().chain(&made).all(|k| tensor(k).int_type == tensor(keys[0]).int_type);
         let zero_points_equal = |key: &str| {
             let params = tensor(key).params.as_slice();
             params.iter().all(|p| p.zero_point() == params[0].zero_point())
@@ -280,7 +302,8 @@ impl<'a> Walk<'a> {
             return None;
         }
         if MOVES.contains(&node.op_type.as_str()) {
-            let same = keys.iter().chain(&made).all(|k| tensor(k).params == tensor(keys[0]).params) && same_type();
+            let same = keys.iter().chain(&made).all(|k| tensor(k).params == tensor(keys[0]).params)
+                && same_type();
             return (same && !self.store.is_constant(keys[0])).then_some(Form::Move);
         }
         if made.len() != 1 {
@@ -289,7 +312,10 @@ impl<'a> Walk<'a> {
         match node.op_type.as_str() {
             "Conv" => {
                 let (_, w) = (key(0)?, key(1)?);
-                let per_output = matches!(tensor(w).params, Params::PerTensor(_) | Params::PerAxis { axis: 0, .. });
+                let per_output = matches!(
+                    tensor(w).params,
+                    Params::PerTensor(_) | Params::PerAxis { axis: 0, .. }
+                );
                 let fits = per_output && self.store.is_constant(w) && zero_points_equal(w);
                 (fits && bias_is_integer(2) && types_go_together()).then_some(Form::QLinear)
             }
@@ -297,7 +323,9 @@ impl<'a> Walk<'a> {
                 let (_, w) = (key(0)?, key(1)?);
                 let fits = match tensor(w).params {
                     Params::PerTensor(_) => true,
-                    Params::PerAxis { axis, .. } => axis == 1 && self.store.integers(w).dims().len() == 2,
+                    Params::PerAxis { axis, .. } => {
+                        axis == 1 && self.store.integers(w).dims().len() == 2
+                    }
                     Params::Blocked { .. } => false,
                 };
                 (fits && zero_points_equal(w) && types_go_together()).then_some(Form::QLinear)
@@ -306,7 +334,9 @@ impl<'a> Walk<'a> {
                 let (_, w) = (key(0)?, key(1)?);
                 let per_output = match tensor(w).params {
                     Params::PerTensor(_) => true,
-                    Params::PerAxis { axis, .. } => axis == usize::from(node.int("transB").unwrap_or(0) == 0),
+                    Params::PerAxis { axis, .. } => {
+                        axis == usize::from(node.int("transB").unwrap_or(0) == 0)
+                    }
                     Params::Blocked { .. } => false,
                 };
                 let fits = per_output && zero_points_equal(w) && bias_is_integer(2);
@@ -314,7 +344,9 @@ impl<'a> Walk<'a> {
                 (fits && plain && types_go_together()).then_some(Form::QGemm)
             }
             "Add" | "Mul" => (keys.len() == 2 && same_type()).then_some(Form::QLinearMicrosoft),
-            "LeakyRelu" | "Sigmoid" | "GlobalAveragePool" => same_type().then_some(Form::QLinearMicrosoft),
+            "LeakyRelu" | "Sigmoid" | "GlobalAveragePool" => {
+                same_type().then_some(Form::QLinearMicrosoft)
+            }
             "AveragePool" => {
                 let plain = node.attr("dilations").is_none();
                 (plain && same_type()).then_some(Form::QLinearMicrosoft)
@@ -361,7 +393,9 @@ impl Arg {
 
     fn triple(&self) -> Vec<Option<ValueId>> {
         match self {
-            Self::Quantized(value, scale, zero_point) => vec![Some(*value), Some(*scale), Some(*zero_point)],
+            Self::Quantized(value, scale, zero_point) => {
+                vec![Some(*value), Some(*scale), Some(*zero_point)]
+            }
             Self::Absent | Self::Plain(_) => Vec::new(),
         }
     }

@@ -14,7 +14,8 @@ use rayon::prelude::*;
 use crate::{
     error::Error,
     plan::{
-        BiasPlan, Decision, IntType, Operand, Params, Plan, TensorPlan, Why, constants::floats, decide::bias_axis,
+        BiasPlan, Decision, IntType, Operand, Params, Plan, TensorPlan, Why, constants::floats,
+        decide::bias_axis,
     },
 };
 
@@ -82,9 +83,19 @@ impl<'a> Store<'a> {
             })
             .collect();
         let keys = wanted.into_iter().map(|(key, _)| key);
-        let quantized = keys.zip(quantized).map(|(key, tensor)| Ok((key, tensor?))).collect::<Result<_, Error>>()?;
+        let quantized = keys
+            .zip(quantized)
+            .map(|(key, tensor)| Ok((key, tensor?)))
+            .collect::<Result<_, Error>>()?;
         let (constants, transposed) = (HashMap::new(), HashMap::new());
-        Ok(Self { plan, quantized, constants, transposed, params: HashMap::new(), biases: HashMap::new() })
+        Ok(Self {
+            plan,
+            quantized,
+            constants,
+            transposed,
+            params: HashMap::new(),
+            biases: HashMap::new(),
+        })
     }
 
     /// The plan for a key. Plans are checked when they are read: every key has one.
@@ -135,9 +146,12 @@ impl<'a> Store<'a> {
             _ => None,
         };
         let plan = self.plan;
-        let shared = leader.and_then(|leader| plan.tensors.get_key_value(leader)).filter(|(_, other)| {
-            other.params == tensor.params && other.int_type == tensor.int_type && !matches!(other.why, Why::SameAs(_))
-        });
+        let shared =
+            leader.and_then(|leader| plan.tensors.get_key_value(leader)).filter(|(_, other)| {
+                other.params == tensor.params
+                    && other.int_type == tensor.int_type
+                    && !matches!(other.why, Why::SameAs(_))
+            });
         let ids = match shared {
             Some((leader, _)) => self.params(graph, leader),
             None => {
@@ -171,7 +185,8 @@ impl<'a> Store<'a> {
         let tensor = graph.value(id).constant.clone().ok_or_else(|| misfit("is not constant"))?;
         let values = floats(&tensor).map_err(|dtype| misfit(&format!("is {dtype}")))?;
         let weight = &self.tensor(weight).params;
-        let axis = bias_axis(tensor.dims(), weight).ok_or_else(|| misfit("does not fit its weight"))?;
+        let axis =
+            bias_axis(tensor.dims(), weight).ok_or_else(|| misfit("does not fit its weight"))?;
         let Params::PerTensor(x) = self.tensor(input).params else {
             return Err(misfit("has an input that is not per tensor"));
         };
@@ -179,8 +194,10 @@ impl<'a> Store<'a> {
             weight.as_slice().iter().map(|w| bias_scale(x.scale(), w.scale())).collect();
         let scales = scales.map_err(|source| Error::QParams { tensor: key.to_owned(), source })?;
         let scale_of = |i: usize| scales[if axis.is_some() { i } else { 0 }];
-        let integers: Vec<i32> = values.iter().enumerate().map(|(i, &b)| quantize_bias(b, scale_of(i))).collect();
-        let integers = Tensor::from_slice(tensor.dims().to_vec(), &integers).expect("as many as there were");
+        let integers: Vec<i32> =
+            values.iter().enumerate().map(|(i, &b)| quantize_bias(b, scale_of(i))).collect();
+        let integers =
+            Tensor::from_slice(tensor.dims().to_vec(), &integers).expect("as many as there were");
         let (scales, zero_points) = match axis {
             None => (Tensor::scalar(scales[0]), Tensor::scalar(0_i32)),
             Some(_) => (Tensor::vector(&scales), Tensor::vector(&vec![0_i32; scales.len()])),
@@ -196,21 +213,31 @@ impl<'a> Store<'a> {
     }
 
     /// DequantizeLinear over a stored constant, and its output.
-    pub(super) fn dequantize_constant(&mut self, graph: &mut Graph, key: &'a str) -> (Node, ValueId) {
+    pub(super) fn dequantize_constant(
+        &mut self,
+        graph: &mut Graph,
+        key: &'a str,
+    ) -> (Node, ValueId) {
         let value = self.constant(graph, key);
         let (scale, zero_point) = self.params(graph, key);
         let dims = graph.type_of(value).and_then(|ty| ty.dims().map(<[_]>::to_vec));
-        let output = graph.fresh_typed(&format!("{key}_DequantizeLinear_Output"), DataType::Float, dims);
+        let output =
+            graph.fresh_typed(&format!("{key}_DequantizeLinear_Output"), DataType::Float, dims);
         let name = format!("{key}_DequantizeLinear");
         let node = Node::new("DequantizeLinear", &name, [value, scale, zero_point], [output]);
         (with_params_attrs(node, &self.tensor(key).params), output)
     }
 
     /// DequantizeLinear over a bias, and its output.
-    pub(super) fn dequantize_bias(&mut self, graph: &mut Graph, key: &'a str) -> Result<(Node, ValueId), Error> {
+    pub(super) fn dequantize_bias(
+        &mut self,
+        graph: &mut Graph,
+        key: &'a str,
+    ) -> Result<(Node, ValueId), Error> {
         let Bias { value, scale, zero_point, axis } = self.bias(graph, key)?;
         let dims = graph.type_of(value).and_then(|ty| ty.dims().map(<[_]>::to_vec));
-        let output = graph.fresh_typed(&format!("{key}_DequantizeLinear_Output"), DataType::Float, dims);
+        let output =
+            graph.fresh_typed(&format!("{key}_DequantizeLinear_Output"), DataType::Float, dims);
         let name = format!("{key}_DequantizeLinear");
         let node = Node::new("DequantizeLinear", &name, [value, scale, zero_point], [output]);
         let node = match axis {
@@ -243,7 +270,8 @@ fn param_tensors(tensor: &TensorPlan, dims: Vec<usize>) -> (Tensor, Tensor) {
     let params = tensor.params.as_slice();
     let scales: Vec<f32> = params.iter().map(|p| p.scale()).collect();
     let codes: Vec<i32> = params.iter().map(|p| p.zero_point()).collect();
-    let scales = Tensor::from_slice(dims.clone(), &scales).expect("as many as there are parameters");
+    let scales =
+        Tensor::from_slice(dims.clone(), &scales).expect("as many as there are parameters");
     (scales, tensor_of_codes(tensor.int_type, dims, &codes))
 }
 
@@ -252,7 +280,8 @@ fn tensor_of_codes(int_type: IntType, dims: Vec<usize>, codes: &[i32]) -> Tensor
     let fits = "codes are within the type and as many as the sizes say";
     macro_rules! of {
         ($t:ty) => {
-            Tensor::from_slice(dims, &codes.iter().map(|&q| q as $t).collect::<Vec<$t>>()).expect(fits)
+            Tensor::from_slice(dims, &codes.iter().map(|&q| q as $t).collect::<Vec<$t>>())
+                .expect(fits)
         };
     }
     match int_type {
@@ -270,7 +299,8 @@ fn tensor_of_codes(int_type: IntType, dims: Vec<usize>, codes: &[i32]) -> Tensor
 fn pack(int_type: IntType, dims: Vec<usize>, codes: &[i8]) -> Tensor {
     let sub = if int_type.is_signed() { SubByte::Int4 } else { SubByte::Uint4 };
     let bytes = sub.pack(codes).expect("codes are within the type");
-    Tensor::from_buf(int_type.data_type(), dims, AlignedBuf::from_bytes(&bytes)).expect("packed as the type wants")
+    Tensor::from_buf(int_type.data_type(), dims, AlignedBuf::from_bytes(&bytes))
+        .expect("packed as the type wants")
 }
 
 /// Rows and columns of an 8-bit matrix exchanged.
@@ -278,7 +308,9 @@ fn transpose(tensor: &Tensor) -> Tensor {
     let &[rows, columns] = tensor.dims() else { unreachable!("only matrices are transposed") };
     let bytes = tensor.as_bytes();
     let mut out = AlignedBuf::zeroed(bytes.len());
-    for (c, column) in out.as_bytes_mut()[..rows * columns].chunks_exact_mut(rows.max(1)).enumerate() {
+    for (c, column) in
+        out.as_bytes_mut()[..rows * columns].chunks_exact_mut(rows.max(1)).enumerate()
+    {
         for (r, byte) in column.iter_mut().enumerate() {
             *byte = bytes[r * columns + c];
         }

@@ -16,7 +16,11 @@ fn planned(model: &Model, list: &[(&str, f32, f32)]) -> Plan {
 fn applied(model: &Model, plan: &Plan, format: Format) -> Model {
     let quantized = apply(model, plan, format).unwrap();
     check_graph(&quantized);
-    assert_eq!(listing(&quantized), listing(&apply(model, plan, format).unwrap()), "the same twice");
+    assert_eq!(
+        listing(&quantized),
+        listing(&apply(model, plan, format).unwrap()),
+        "the same twice"
+    );
     let names = |m: &Model, ids: &[midtread_graph::ValueId]| -> Vec<String> {
         ids.iter().map(|&id| m.graph.value_name(id).to_owned()).collect()
     };
@@ -27,7 +31,11 @@ fn applied(model: &Model, plan: &Plan, format: Format) -> Model {
 
 /// Bytes of all initializers.
 fn n_bytes(graph: &Graph) -> usize {
-    graph.initializers.iter().map(|&id| graph.value(id).constant.as_ref().unwrap().as_bytes().len()).sum()
+    graph
+        .initializers
+        .iter()
+        .map(|&id| graph.value(id).constant.as_ref().unwrap().as_bytes().len())
+        .sum()
 }
 
 /// The first output for inputs of these sizes, filled with a fixed wave in [-1, 1].
@@ -86,10 +94,22 @@ fn the_qdq_form_has_onnxruntimes_names_and_one_pair_a_tensor() {
             "DequantizeLinear(y_QuantizeLinear_Output, y_scale, y_zero_point) -> y",
         ]
     );
-    let constant = |name: &str| q.graph.value(q.graph.find(name).unwrap()).constant.clone().unwrap();
-    assert_eq!((constant("w1_quantized").dtype(), constant("w1_scale").dims()), (DataType::Int8, &[8][..]));
-    assert_eq!((constant("b1_quantized").dtype(), constant("x_zero_point").dtype()), (DataType::Int32, DataType::Uint8));
-    assert!(q.graph.initializers.iter().all(|&id| !["w1", "w2", "b1"].contains(&q.graph.value_name(id))));
+    let constant =
+        |name: &str| q.graph.value(q.graph.find(name).unwrap()).constant.clone().unwrap();
+    assert_eq!(
+        (constant("w1_quantized").dtype(), constant("w1_scale").dims()),
+        (DataType::Int8, &[8][..])
+    );
+    assert_eq!(
+        (constant("b1_quantized").dtype(), constant("x_zero_point").dtype()),
+        (DataType::Int32, DataType::Uint8)
+    );
+    assert!(
+        q.graph
+            .initializers
+            .iter()
+            .all(|&id| !["w1", "w2", "b1"].contains(&q.graph.value_name(id)))
+    );
 }
 
 #[test]
@@ -143,7 +163,8 @@ fn operators_without_an_integer_form_get_floats_in_the_qoperator_form() {
         .node("Softmax", &["e"], &["s"])
         .node("MatMul", &["s", "v"], &["y"])
         .outputs(&["y", "a"]);
-    let plan = plan_ranges(&model, Some(&unit_ranges(&model)), &ort(), &PlanOptions::default()).unwrap();
+    let plan =
+        plan_ranges(&model, Some(&unit_ranges(&model)), &ort(), &PlanOptions::default()).unwrap();
     let q = applied(&model, &plan, Format::QOperator);
     let listed = listing(&q);
     let ops: Vec<&str> = listed.iter().map(|l| l.split('(').next().unwrap()).collect();
@@ -171,9 +192,13 @@ fn a_graph_output_in_the_middle_is_made_and_read() {
         .node("MatMul", &["x", "w"], &["a"])
         .node("MatMul", &["a", "w"], &["y"])
         .outputs(&["y", "a"]);
-    let plan = plan_ranges(&model, Some(&unit_ranges(&model)), &ort(), &PlanOptions::default()).unwrap();
+    let plan =
+        plan_ranges(&model, Some(&unit_ranges(&model)), &ort(), &PlanOptions::default()).unwrap();
     let q = applied(&model, &plan, Format::Qdq);
-    assert!(listing(&q).contains(&"MatMul(a, w_DequantizeLinear_Output) -> y_QuantizeLinear_Input".to_owned()));
+    assert!(
+        listing(&q)
+            .contains(&"MatMul(a, w_DequantizeLinear_Output) -> y_QuantizeLinear_Input".to_owned())
+    );
     let a = q.graph.find("a").unwrap();
     assert_eq!(q.graph.type_of(a).unwrap().elem(), Some(DataType::Float));
     let q = applied(&model, &plan, Format::QOperator);
@@ -211,7 +236,11 @@ fn an_integer_output_that_is_also_read_inside_is_dequantized_there() {
     for format in [Format::Qdq, Format::QOperator] {
         let q = applied(&model, &plan, format);
         assert_eq!(q.graph.type_of(q.graph.outputs[0]).unwrap().elem(), Some(DataType::Uint8));
-        assert!(listing(&q).contains(&"Erf(a_DequantizeLinear_Output) -> y".to_owned()), "{:?}", listing(&q));
+        assert!(
+            listing(&q).contains(&"Erf(a_DequantizeLinear_Output) -> y".to_owned()),
+            "{:?}",
+            listing(&q)
+        );
     }
 }
 
@@ -244,7 +273,12 @@ fn an_activation_of_several_products_is_quantized_once_at_run_time() {
         .wave("bias", &[8], 1.0)
         .node("MatMul", &["x", "q"], &["a"])
         .node("MatMul", &["x", "k"], &["b"])
-        .node_with("Gemm", &["x", "k", "bias"], &["c"], &[("alpha", AttrValue::Float(0.5)), ("beta", AttrValue::Float(2.0))])
+        .node_with(
+            "Gemm",
+            &["x", "k", "bias"],
+            &["c"],
+            &[("alpha", AttrValue::Float(0.5)), ("beta", AttrValue::Float(2.0))],
+        )
         .node("Add", &["a", "b"], &["d"])
         .node("Add", &["d", "c"], &["y"])
         .outputs(&["y"]);
@@ -287,7 +321,9 @@ fn tables_are_looked_up_as_integers() {
         .node("MatMul", &["e", "w"], &["y"])
         .outputs(&["y"]);
     for scheme in [Scheme::Dynamic, Scheme::WeightOnly] {
-        let plan = plan_ranges(&model, None, &ort(), &PlanOptions { scheme, ..PlanOptions::default() }).unwrap();
+        let plan =
+            plan_ranges(&model, None, &ort(), &PlanOptions { scheme, ..PlanOptions::default() })
+                .unwrap();
         let q = applied(&model, &plan, Format::Qdq);
         assert_eq!(
             listing(&q)[..2],
@@ -318,7 +354,8 @@ fn four_bit_blocks_have_scales_of_the_weights_rank() {
     model.set_opset("", 21);
     let plan = plan_ranges(&model, None, &ort(), &options).unwrap();
     let q = applied(&model, &plan, Format::Qdq);
-    let constant = |name: &str| q.graph.value(q.graph.find(name).unwrap()).constant.clone().unwrap();
+    let constant =
+        |name: &str| q.graph.value(q.graph.find(name).unwrap()).constant.clone().unwrap();
     assert_eq!(constant("w_quantized").dtype(), DataType::Uint4);
     assert_eq!(constant("w_quantized").as_bytes().len(), 140);
     assert_eq!(constant("w_scale").dims(), [3, 4]);
@@ -365,10 +402,16 @@ fn residuals_branches_and_shared_constants_stay_connected_in_every_form() {
         .outputs(&["y"]);
     let inputs: &[(&str, &[usize])] = &[("x", &[2, 8, 4, 4])];
     let float = run(&model, inputs);
-    let list: BTreeMap<String, (f32, f32)> = model.graph.values().iter().map(|v| (v.name().to_owned(), (-2.0, 2.0))).collect();
+    let list: BTreeMap<String, (f32, f32)> =
+        model.graph.values().iter().map(|v| (v.name().to_owned(), (-2.0, 2.0))).collect();
     for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric] {
-        let activation_type = if symmetry == Symmetry::Symmetric { IntType::I8 } else { IntType::U8 };
-        let options = PlanOptions { activation_type, activation_symmetry: symmetry, ..PlanOptions::default() };
+        let activation_type =
+            if symmetry == Symmetry::Symmetric { IntType::I8 } else { IntType::U8 };
+        let options = PlanOptions {
+            activation_type,
+            activation_symmetry: symmetry,
+            ..PlanOptions::default()
+        };
         let plan = plan_ranges(&model, Some(&list), &ort(), &options).unwrap();
         let q = applied(&model, &plan, Format::Qdq);
         let difference = largest_difference(&float, &run(&q, inputs));
@@ -402,6 +445,9 @@ fn eight_thousand_nodes_are_rewritten_in_linear_time() {
         time(&small);
         let (small, large) = (time(&small), time(&large));
         // Quadratic cost would be 16 times.
-        assert!(large < 0.5 || large < 8.0 * small, "{format}: {small} s for 2,000 nodes, {large} s for 8,000");
+        assert!(
+            large < 0.5 || large < 8.0 * small,
+            "{format}: {small} s for 2,000 nodes, {large} s for 8,000"
+        );
     }
 }

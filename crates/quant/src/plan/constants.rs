@@ -15,7 +15,9 @@ pub fn floats(tensor: &Tensor) -> Result<Cow<'_, [f32]>, DataType> {
     match tensor.as_slice() {
         Ok(values) => Ok(Cow::Borrowed(values)),
         // A mapped file may hold them at any alignment.
-        Err(_) if tensor.dtype() == DataType::Float => Ok(Cow::Owned(tensor.to_vec().expect("the type is checked"))),
+        Err(_) if tensor.dtype() == DataType::Float => {
+            Ok(Cow::Owned(tensor.to_vec().expect("the type is checked")))
+        }
         Err(_) => Err(tensor.dtype()),
     }
 }
@@ -64,7 +66,11 @@ impl Params {
 ///
 /// Blocks run along the other dimension of a matrix, the one that is summed over; weights of other ranks have no
 /// single such dimension and are quantized per channel instead.
-pub fn weight_granularity(wanted: WeightGranularity, rank: usize, channel_axis: Option<usize>) -> Granularity {
+pub fn weight_granularity(
+    wanted: WeightGranularity,
+    rank: usize,
+    channel_axis: Option<usize>,
+) -> Granularity {
     match (wanted, channel_axis) {
         (WeightGranularity::PerTensor, _) | (_, None) => Granularity::PerTensor,
         (WeightGranularity::Blocked(block_size), Some(axis)) if rank == 2 => {
@@ -83,7 +89,9 @@ pub fn params_of_constant(
     range: QRange,
     symmetry: Symmetry,
 ) -> Result<Params, Error> {
-    let layout = granularity.layout(dims).expect("axes come from the operator table, checked against the rank");
+    let layout = granularity
+        .layout(dims)
+        .expect("axes come from the operator table, checked against the rank");
     let params = params_of(values, layout, range, symmetry)
         .map_err(|err| Error::QParams { tensor: name.to_owned(), source: err.source })?;
     Ok(Params::from_parts(granularity, params).expect("one pair for a whole tensor"))

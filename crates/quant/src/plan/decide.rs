@@ -15,8 +15,8 @@ use crate::{
     calibrate::{CalibrateError, Calibrator, RangeGoal, Stats},
     error::Error,
     plan::{
-        BiasForm, BiasPlan, Decision, IntType, NodePlan, Operand, Override, Params, Pattern, Plan, PlanOptions,
-        Scheme, Target, TensorPlan, WeightGranularity, Why,
+        BiasForm, BiasPlan, Decision, IntType, NodePlan, Operand, Override, Params, Pattern, Plan,
+        PlanOptions, Scheme, Target, TensorPlan, WeightGranularity, Why,
         constants::{check_finite, floats, params_of_constant, weight_granularity},
         fingerprint,
         groups::Groups,
@@ -31,7 +31,12 @@ pub trait Ranges {
     fn contains(&self, tensor: &str) -> bool;
 
     /// The range that a calibrator chooses for it.
-    fn range(&self, tensor: &str, calibrator: &Calibrator, goal: &RangeGoal) -> Result<(f32, f32), CalibrateError>;
+    fn range(
+        &self,
+        tensor: &str,
+        calibrator: &Calibrator,
+        goal: &RangeGoal,
+    ) -> Result<(f32, f32), CalibrateError>;
 }
 
 impl Ranges for Stats {
@@ -39,7 +44,12 @@ impl Ranges for Stats {
         self.contains(tensor)
     }
 
-    fn range(&self, tensor: &str, calibrator: &Calibrator, goal: &RangeGoal) -> Result<(f32, f32), CalibrateError> {
+    fn range(
+        &self,
+        tensor: &str,
+        calibrator: &Calibrator,
+        goal: &RangeGoal,
+    ) -> Result<(f32, f32), CalibrateError> {
         self.range(tensor, calibrator, goal)
     }
 }
@@ -50,7 +60,12 @@ impl Ranges for BTreeMap<String, (f32, f32)> {
         self.contains_key(tensor)
     }
 
-    fn range(&self, tensor: &str, _: &Calibrator, _: &RangeGoal) -> Result<(f32, f32), CalibrateError> {
+    fn range(
+        &self,
+        tensor: &str,
+        _: &Calibrator,
+        _: &RangeGoal,
+    ) -> Result<(f32, f32), CalibrateError> {
         self.get(tensor).copied().ok_or_else(|| CalibrateError::NotObserved(tensor.to_owned()))
     }
 }
@@ -59,7 +74,12 @@ impl Ranges for BTreeMap<String, (f32, f32)> {
 /// without calibrating again.
 ///
 /// Every option is checked before anything is decided: names against the model, types and forms against the target.
-pub fn plan(model: &Model, stats: Option<&Stats>, target: &Target, options: &PlanOptions) -> Result<Plan, Error> {
+pub fn plan(
+    model: &Model,
+    stats: Option<&Stats>,
+    target: &Target,
+    options: &PlanOptions,
+) -> Result<Plan, Error> {
     let fingerprint = fingerprint(model);
     if stats.is_some_and(|stats| !stats.model().is_empty() && stats.model() != fingerprint) {
         return Err(Error::StatsOfAnotherModel);
@@ -156,7 +176,10 @@ fn check_options(target: &Target, options: &PlanOptions) -> Result<(), Error> {
     }
     if options.scheme == Scheme::Static {
         if !target.activations.types.contains(&options.activation_type) {
-            return refuse(format!("target `{name}` has no {} activations", options.activation_type));
+            return refuse(format!(
+                "target `{name}` has no {} activations",
+                options.activation_type
+            ));
         }
         if !target.activations.symmetries.contains(&options.activation_symmetry) {
             let word = symmetry_word(options.activation_symmetry);
@@ -179,14 +202,23 @@ fn check_options(target: &Target, options: &PlanOptions) -> Result<(), Error> {
                 let what = options.weight_type;
                 return refuse(format!("dynamic quantization has 8-bit weights only, not {what}"));
             }
-            if options.activation_type != IntType::U8 || options.activation_symmetry != Symmetry::Asymmetric {
-                return refuse("dynamic quantization has asymmetric u8 activations only".to_owned());
+            if options.activation_type != IntType::U8
+                || options.activation_symmetry != Symmetry::Asymmetric
+            {
+                return refuse(
+                    "dynamic quantization has asymmetric u8 activations only".to_owned(),
+                );
             }
         }
         Scheme::Static | Scheme::WeightOnly => {}
     }
-    if options.scheme != Scheme::WeightOnly && matches!(options.granularity, WeightGranularity::Blocked(_)) {
-        return refuse(format!("blocked weights need the weight_only scheme, not {}", options.scheme));
+    if options.scheme != Scheme::WeightOnly
+        && matches!(options.granularity, WeightGranularity::Blocked(_))
+    {
+        return refuse(format!(
+            "blocked weights need the weight_only scheme, not {}",
+            options.scheme
+        ));
     }
     Ok(())
 }
@@ -208,10 +240,15 @@ impl<'a> Selection<'a> {
         let op_types: HashSet<&str> = graph.nodes.iter().map(|n| n.op_type.as_str()).collect();
         for pattern in options.include.iter().chain(&options.exclude) {
             let (what, name, known, found) = match pattern {
-                Pattern::OpType(name) => ("operator type", name, &op_types, op_types.contains(name.as_str())),
-                Pattern::Name(name) if pattern.is_glob() => {
-                    ("pattern", name, &labels, labels.iter().any(|label| pattern.matches(label, "")))
+                Pattern::OpType(name) => {
+                    ("operator type", name, &op_types, op_types.contains(name.as_str()))
                 }
+                Pattern::Name(name) if pattern.is_glob() => (
+                    "pattern",
+                    name,
+                    &labels,
+                    labels.iter().any(|label| pattern.matches(label, "")),
+                ),
                 Pattern::Name(name) => ("node", name, &labels, labels.contains(name.as_str())),
             };
             if !found {
@@ -245,7 +282,8 @@ impl<'a> Selection<'a> {
     /// Why a node is left out, if it is.
     fn refuses(&self, label: &str, op_type: &str) -> Option<String> {
         let by_name = self.excluded.get(label).copied();
-        let excluded = by_name.or_else(|| self.exclude.iter().copied().find(|p| p.matches(label, op_type)));
+        let excluded =
+            by_name.or_else(|| self.exclude.iter().copied().find(|p| p.matches(label, op_type)));
         if let Some(pattern) = excluded {
             return Some(format!("excluded by `{pattern}`"));
         }
@@ -324,6 +362,12 @@ impl WeightSet {
         Ok(())
     }
 }
+
+/// Smallest and largest value.
+type Bounds = (f32, f32);
+
+/// The bounds of a clamp, given the node and its constant inputs of one element.
+type BoundsFn = fn(&Node, &dyn Fn(usize) -> Option<f32>) -> Option<Bounds>;
 
 /// What is known of a value's element type.
 enum Kind {
@@ -427,7 +471,8 @@ impl<'a> Walk<'a> {
                     suggest: nearest(name, self.graph.values().iter().map(|v| v.name())),
                 });
             };
-            let refuse = |what: String| Err(Error::Options(format!("override of tensor `{name}`: {what}")));
+            let refuse =
+                |what: String| Err(Error::Options(format!("override of tensor `{name}`: {what}")));
             match self.kind(id) {
                 Kind::Float => {}
                 Kind::OtherFloat(dtype) => return refuse(format!("it is {dtype}, not float")),
@@ -439,13 +484,19 @@ impl<'a> Walk<'a> {
             if let Some(int_type) = over.int_type
                 && !allowed.types.contains(&int_type)
             {
-                return refuse(format!("target `{}` does not have {int_type} there", self.target.name));
+                return refuse(format!(
+                    "target `{}` does not have {int_type} there",
+                    self.target.name
+                ));
             }
             if let Some(symmetry) = over.symmetry
                 && !allowed.symmetries.contains(&symmetry)
             {
                 let word = symmetry_word(symmetry);
-                return refuse(format!("target `{}` has no {word} tensors there", self.target.name));
+                return refuse(format!(
+                    "target `{}` has no {word} tensors there",
+                    self.target.name
+                ));
             }
             if over.granularity.is_some() && !is_constant {
                 return refuse("only constants have a granularity".to_owned());
@@ -453,7 +504,10 @@ impl<'a> Walk<'a> {
             if let Some(granularity) = over.granularity
                 && !self.target.allows(granularity)
             {
-                return refuse(format!("target `{}` has no {granularity} weights", self.target.name));
+                return refuse(format!(
+                    "target `{}` has no {granularity} weights",
+                    self.target.name
+                ));
             }
             if over.calibrator.is_some() && is_constant {
                 return refuse("a constant has no calibrator".to_owned());
@@ -473,9 +527,11 @@ impl<'a> Walk<'a> {
             return Ok(Draft::Done(Decision::Structural));
         }
         // A role that calls for floats says nothing about a node that computes on integers.
-        let first = node.inputs.iter().flatten().next().or_else(|| node.outputs.iter().flatten().next());
+        let first =
+            node.inputs.iter().flatten().next().or_else(|| node.outputs.iter().flatten().next());
         let on_integers = first.is_some_and(|&id| matches!(self.kind(id), Kind::NotFloat));
-        if on_integers && !matches!(def.role, Role::Float(_)) && !self.takes_floats(node, &def.role) {
+        if on_integers && !matches!(def.role, Role::Float(_)) && !self.takes_floats(node, &def.role)
+        {
             return Ok(Draft::Done(Decision::Structural));
         }
         if let Some(reason) = selection.refuses(graph.label(node), &node.op_type) {
@@ -502,8 +558,14 @@ impl<'a> Walk<'a> {
     /// Whether an input with the role of an activation or a weight holds floats.
     fn takes_floats(&self, node: &Node, role: &Role) -> bool {
         let Role::Quantized { inputs, .. } = role else { return false };
-        let mut data = node.inputs.iter().enumerate().filter_map(|(k, id)| Some((role_of(inputs, k)?, (*id)?)));
-        data.any(|(role, id)| !matches!(role, InputRole::Parameter) && !matches!(self.kind(id), Kind::NotFloat))
+        let mut data = node
+            .inputs
+            .iter()
+            .enumerate()
+            .filter_map(|(k, id)| Some((role_of(inputs, k)?, (*id)?)));
+        data.any(|(role, id)| {
+            !matches!(role, InputRole::Parameter) && !matches!(self.kind(id), Kind::NotFloat)
+        })
     }
 
     /// Why a tensor cannot be quantized, if it cannot.
@@ -518,7 +580,8 @@ impl<'a> Walk<'a> {
             Kind::NotFloat => return Some(format!("`{name}` does not hold floats")),
             Kind::Unknown => return Some(format!("the type of `{name}` is not known")),
         }
-        let is_empty = self.graph.value(id).constant.as_ref().is_some_and(|tensor| tensor.is_empty());
+        let is_empty =
+            self.graph.value(id).constant.as_ref().is_some_and(|tensor| tensor.is_empty());
         is_empty.then(|| format!("`{name}` has no elements"))
     }
 
@@ -529,11 +592,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn draft_clamp(
-        &mut self,
-        i: usize,
-        bounds: fn(&Node, &dyn Fn(usize) -> Option<f32>) -> Option<(f32, f32)>,
-    ) -> Draft {
+    fn draft_clamp(&mut self, i: usize, bounds: BoundsFn) -> Draft {
         let node = &self.graph.nodes[i];
         let float = |reason: String| Draft::Done(Decision::Float { reason });
         let (Some(input), Some(output)) = (node.input(0), node.output(0)) else {
@@ -557,7 +616,12 @@ impl<'a> Walk<'a> {
         Draft::Clamp { input, output, n_inputs: node.inputs.len(), bounds, is_only_use }
     }
 
-    fn draft_static(&mut self, i: usize, roles: &[InputRole], output: OutputRole) -> Result<Draft, Error> {
+    fn draft_static(
+        &mut self,
+        i: usize,
+        roles: &[InputRole],
+        output: OutputRole,
+    ) -> Result<Draft, Error> {
         let node = &self.graph.nodes[i];
         let float = |reason: String| Ok(Draft::Done(Decision::Float { reason }));
         let rule = &self.target.operators[&node.op_type];
@@ -577,7 +641,11 @@ impl<'a> Walk<'a> {
             OutputRole::Unquantized => vec![None; node.outputs.len()],
             _ if rule.float_output => vec![None; node.outputs.len()],
             // Indices beside values (MaxPool, TopK) are no floats and stay.
-            _ => node.outputs.iter().map(|o| o.filter(|&id| !matches!(self.kind(id), Kind::NotFloat))).collect(),
+            _ => node
+                .outputs
+                .iter()
+                .map(|o| o.filter(|&id| !matches!(self.kind(id), Kind::NotFloat)))
+                .collect(),
         };
         if let Some(problem) = outputs.iter().flatten().find_map(|&id| self.problem(id)) {
             return float(problem);
@@ -589,7 +657,9 @@ impl<'a> Walk<'a> {
                 return float("its input is not quantized".to_owned());
             }
         }
-        if ONLY_AFTER_QUANTIZED.contains(&node.op_type.as_str()) && !data.iter().all(|&id| is_quantized(id)) {
+        if ONLY_AFTER_QUANTIZED.contains(&node.op_type.as_str())
+            && !data.iter().all(|&id| is_quantized(id))
+        {
             return float("its inputs are not all quantized".to_owned());
         }
         if data.is_empty() {
@@ -608,9 +678,15 @@ impl<'a> Walk<'a> {
                 }
                 // What is looked up has the parameters of the table, which are those of an activation then.
                 InputRole::Weight { channel_axis }
-                    if self.is_constant(id) && !matches!(output, OutputRole::SameAs(n) if n == k) =>
+                    if self.is_constant(id)
+                        && !matches!(output, OutputRole::SameAs(n) if n == k) =>
                 {
-                    DraftOperand::Weight(self.weight(i, id, channel_axis, rule.per_tensor_weights)?)
+                    DraftOperand::Weight(self.weight(
+                        i,
+                        id,
+                        channel_axis,
+                        rule.per_tensor_weights,
+                    )?)
                 }
                 InputRole::Activation | InputRole::Weight { .. } => {
                     self.mark(id);
@@ -646,12 +722,22 @@ impl<'a> Walk<'a> {
     }
 
     /// The activation and the weight whose scales a bias can have, if it can.
-    fn bias_partners(&self, node: &Node, bias: ValueId, operands: &[DraftOperand]) -> Option<(ValueId, usize)> {
-        if self.options.bias == BiasForm::Float || !self.is_constant(bias) || self.problem(bias).is_some() {
+    fn bias_partners(
+        &self,
+        node: &Node,
+        bias: ValueId,
+        operands: &[DraftOperand],
+    ) -> Option<(ValueId, usize)> {
+        if self.options.bias == BiasForm::Float
+            || !self.is_constant(bias)
+            || self.problem(bias).is_some()
+        {
             return None;
         }
         // alpha * A * B + beta * C: the sum of products has the scale of the bias only without the factors.
-        if node.is("Gemm") && ["alpha", "beta"].iter().any(|name| node.float(name).unwrap_or(1.0) != 1.0) {
+        if node.is("Gemm")
+            && ["alpha", "beta"].iter().any(|name| node.float(name).unwrap_or(1.0) != 1.0)
+        {
             return None;
         }
         let activation = operands.iter().find_map(|o| match o {
@@ -667,7 +753,12 @@ impl<'a> Walk<'a> {
         Some((activation, weight))
     }
 
-    fn draft_dynamic(&mut self, i: usize, roles: &[InputRole], output: OutputRole) -> Result<Draft, Error> {
+    fn draft_dynamic(
+        &mut self,
+        i: usize,
+        roles: &[InputRole],
+        output: OutputRole,
+    ) -> Result<Draft, Error> {
         let node = &self.graph.nodes[i];
         let float = |reason: &str| Ok(Draft::Done(Decision::Float { reason: reason.to_owned() }));
         if let Some(draft) = self.draft_table(i, roles, output)? {
@@ -696,10 +787,19 @@ impl<'a> Walk<'a> {
         let mut inputs = vec![DraftOperand::Keep; node.inputs.len()];
         inputs[0] = DraftOperand::Dynamic;
         inputs[1] = DraftOperand::Weight(weight);
-        Ok(Draft::Quantized { inputs, outputs: vec![None; node.outputs.len()], is_calibrated: false })
+        Ok(Draft::Quantized {
+            inputs,
+            outputs: vec![None; node.outputs.len()],
+            is_calibrated: false,
+        })
     }
 
-    fn draft_weight_only(&mut self, i: usize, roles: &[InputRole], output: OutputRole) -> Result<Draft, Error> {
+    fn draft_weight_only(
+        &mut self,
+        i: usize,
+        roles: &[InputRole],
+        output: OutputRole,
+    ) -> Result<Draft, Error> {
         let node = &self.graph.nodes[i];
         if let Some(draft) = self.draft_table(i, roles, output)? {
             return Ok(draft);
@@ -707,7 +807,10 @@ impl<'a> Walk<'a> {
         let mut inputs = vec![DraftOperand::Keep; node.inputs.len()];
         let mut reason = "it has no constant weight".to_owned();
         for (k, id) in node.inputs.iter().enumerate() {
-            let (Some(InputRole::Weight { channel_axis }), Some(id)) = (role_of(roles, k), *id) else { continue };
+            let (Some(InputRole::Weight { channel_axis }), Some(id)) = (role_of(roles, k), *id)
+            else {
+                continue;
+            };
             if !self.is_constant(id) {
                 continue;
             }
@@ -721,16 +824,28 @@ impl<'a> Walk<'a> {
         if inputs.iter().all(|o| matches!(o, DraftOperand::Keep)) {
             return Ok(Draft::Done(Decision::Float { reason }));
         }
-        Ok(Draft::Quantized { inputs, outputs: vec![None; node.outputs.len()], is_calibrated: false })
+        Ok(Draft::Quantized {
+            inputs,
+            outputs: vec![None; node.outputs.len()],
+            is_calibrated: false,
+        })
     }
 
     /// A lookup in a large constant (an embedding): the integers are looked up, and what was found is dequantized.
-    fn draft_table(&mut self, i: usize, roles: &[InputRole], output: OutputRole) -> Result<Option<Draft>, Error> {
+    fn draft_table(
+        &mut self,
+        i: usize,
+        roles: &[InputRole],
+        output: OutputRole,
+    ) -> Result<Option<Draft>, Error> {
         let node = &self.graph.nodes[i];
-        let (true, OutputRole::SameAs(0), Some(table)) = (node.is("Gather"), output, node.input(0)) else {
+        let (true, OutputRole::SameAs(0), Some(table)) = (node.is("Gather"), output, node.input(0))
+        else {
             return Ok(None);
         };
-        if matches!(role_of(roles, 0), Some(InputRole::Parameter) | None) || !self.is_constant(table) {
+        if matches!(role_of(roles, 0), Some(InputRole::Parameter) | None)
+            || !self.is_constant(table)
+        {
             return Ok(None);
         }
         if self.problem(table).is_some() {
@@ -757,7 +872,8 @@ impl<'a> Walk<'a> {
     ) -> Result<usize, Error> {
         let name = self.name(id);
         let node = &self.graph.nodes[i];
-        let tensor = self.graph.value(id).constant.as_ref().expect("callers checked that it is constant");
+        let tensor =
+            self.graph.value(id).constant.as_ref().expect("callers checked that it is constant");
         let over = self.over(id);
         let rank = tensor.dims().len();
         let wanted = match over.and_then(|o| o.granularity) {
@@ -774,7 +890,8 @@ impl<'a> Walk<'a> {
         }
 
         let int_type = over.and_then(|o| o.int_type).unwrap_or(self.options.weight_type);
-        let symmetry = over.and_then(|o| o.symmetry).unwrap_or_else(|| weight_symmetry(self.options));
+        let symmetry =
+            over.and_then(|o| o.symmetry).unwrap_or_else(|| weight_symmetry(self.options));
         let span = if self.options.reduce_range { Span::Reduced } else { span_of(symmetry) };
         let range = int_type.range(span);
         let values = floats(tensor).expect("callers checked the type");
@@ -810,14 +927,21 @@ impl<'a> Walk<'a> {
             self.resolve_group(group, &mut missing)?;
         }
         if let Some(first) = order.iter().find(|id| missing.contains(*id)) {
-            return Err(Error::NotCalibrated { first: self.name(*first).to_owned(), n_tensors: missing.len() });
+            return Err(Error::NotCalibrated {
+                first: self.name(*first).to_owned(),
+                n_tensors: missing.len(),
+            });
         }
         self.order = order;
         Ok(())
     }
 
     /// Parameters for one set of tensors that share them. Tensors without a range go to `missing`.
-    fn resolve_group(&mut self, group: &[ValueId], missing: &mut Vec<ValueId>) -> Result<(), Error> {
+    fn resolve_group(
+        &mut self,
+        group: &[ValueId],
+        missing: &mut Vec<ValueId>,
+    ) -> Result<(), Error> {
         let agreed = |what: &str, pick: fn(&Override) -> bool| -> Result<Option<&ValueId>, Error> {
             let mut with = group.iter().filter(|&&id| self.over(id).is_some_and(pick));
             let first = with.next();
@@ -830,8 +954,10 @@ impl<'a> Walk<'a> {
                 _ => Ok(first),
             }
         };
-        let int_type = agreed("the type", |o| o.int_type.is_some())?.and_then(|&id| self.over(id)?.int_type);
-        let symmetry = agreed("the symmetry", |o| o.symmetry.is_some())?.and_then(|&id| self.over(id)?.symmetry);
+        let int_type =
+            agreed("the type", |o| o.int_type.is_some())?.and_then(|&id| self.over(id)?.int_type);
+        let symmetry = agreed("the symmetry", |o| o.symmetry.is_some())?
+            .and_then(|&id| self.over(id)?.symmetry);
         let set = agreed("the range", |o| o.range.is_some() || o.params.is_some())?.copied();
         let int_type = int_type.unwrap_or(self.options.activation_type);
         let symmetry = symmetry.unwrap_or(self.options.activation_symmetry);
@@ -874,9 +1000,10 @@ impl<'a> Walk<'a> {
                     union = Some(union.map_or((min, max), |(a, b)| (a.min(min), b.max(max))));
                 }
                 let (Some((min, max)), Some((id, why))) = (union, leader) else { return Ok(()) };
-                let params = symmetry
-                    .params(min, max, range)
-                    .map_err(|source| Error::QParams { tensor: self.name(id).to_owned(), source })?;
+                let params = symmetry.params(min, max, range).map_err(|source| Error::QParams {
+                    tensor: self.name(id).to_owned(),
+                    source,
+                })?;
                 let why = if 1 < n_ranges { Why::Shared(self.name(id).to_owned()) } else { why };
                 (params, id, why)
             }
@@ -894,7 +1021,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The range of one tensor by itself, and where it is from. `None` if it was not calibrated.
-    fn own_range(&self, id: ValueId, goal: &RangeGoal) -> Result<Option<((f32, f32), Why)>, Error> {
+    fn own_range(&self, id: ValueId, goal: &RangeGoal) -> Result<Option<(Bounds, Why)>, Error> {
         let name = self.name(id);
         let calibrator = self.over(id).and_then(|o| o.calibrator);
         if let (Some(&(min, max, op_type)), None) = (self.fixed.get(&id), calibrator) {
@@ -912,7 +1039,9 @@ impl<'a> Walk<'a> {
         if !ranges.contains(name) {
             // Calibration leaves out what only a clamp uses: beyond the clamp's range its values do not matter.
             let consumer = self.links.only_consumer(id).map(|i| &self.graph.nodes[i]);
-            let is_clamp = |n: &Node| find(&n.domain, &n.op_type).is_some_and(|d| matches!(d.role, Role::Clamp { .. }));
+            let is_clamp = |n: &Node| {
+                find(&n.domain, &n.op_type).is_some_and(|d| matches!(d.role, Role::Clamp { .. }))
+            };
             match consumer.filter(|n| is_clamp(n)).and_then(|n| n.output(0)) {
                 Some(clamped) if ranges.contains(self.name(clamped)) => from = self.name(clamped),
                 _ => return Ok(None),
@@ -935,7 +1064,8 @@ impl<'a> Walk<'a> {
                     maker.extend(outputs.iter().flatten().map(|&id| (id, i)));
                 }
                 &Draft::Clamp { input, output, bounds, is_only_use: true, .. } => {
-                    let implied = bounds.is_some_and(|bounds| is_implied(bounds, self.activations.get(&output)));
+                    let implied = bounds
+                        .is_some_and(|bounds| is_implied(bounds, self.activations.get(&output)));
                     let (Some(&p), true) = (maker.get(&input), implied) else { continue };
                     let label = self.graph.label(&self.graph.nodes[p]).to_owned();
                     if let Draft::Quantized { outputs, .. } = &mut self.drafts[p] {
@@ -959,7 +1089,8 @@ impl<'a> Walk<'a> {
             let Draft::Quantized { inputs, .. } = draft else { continue };
             for operand in inputs {
                 let DraftOperand::Bias(bias, input, weight) = *operand else { continue };
-                let tensor = self.graph.value(bias).constant.as_ref().expect("only constants are biases");
+                let tensor =
+                    self.graph.value(bias).constant.as_ref().expect("only constants are biases");
                 let values = floats(tensor).expect("its type was checked");
                 let name = self.graph.value_name(bias);
                 check_finite(name, &values)?;
@@ -1002,8 +1133,13 @@ impl<'a> Walk<'a> {
         for set in &self.weights {
             let (key, of) = free(graph.value_name(set.value), &|key| tensors.contains_key(key));
             let WeightSet { int_type, range, params, why, .. } = set;
-            let tensor =
-                TensorPlan { of, int_type: *int_type, range: *range, params: params.clone(), why: why.clone() };
+            let tensor = TensorPlan {
+                of,
+                int_type: *int_type,
+                range: *range,
+                params: params.clone(),
+                why: why.clone(),
+            };
             tensors.insert(key.clone(), tensor);
             weight_keys.push(key);
         }
@@ -1022,11 +1158,15 @@ impl<'a> Walk<'a> {
                     let operand = |operand: DraftOperand| match operand {
                         DraftOperand::Keep => Operand::Keep,
                         DraftOperand::Dynamic => Operand::Dynamic,
-                        DraftOperand::Activation(id) => Operand::Tensor(graph.value_name(id).to_owned()),
+                        DraftOperand::Activation(id) => {
+                            Operand::Tensor(graph.value_name(id).to_owned())
+                        }
                         DraftOperand::Weight(w) => Operand::Tensor(weight_keys[w].clone()),
                         DraftOperand::Bias(bias, input, weight) => {
                             let key = bias_keys.entry((bias, input, weight)).or_insert_with(|| {
-                                let taken = |key: &str| tensors.contains_key(key) || biases.contains_key(key);
+                                let taken = |key: &str| {
+                                    tensors.contains_key(key) || biases.contains_key(key)
+                                };
                                 let (key, of) = free(graph.value_name(bias), &taken);
                                 let input = graph.value_name(input).to_owned();
                                 let weight = weight_keys[weight].clone();
@@ -1038,10 +1178,17 @@ impl<'a> Walk<'a> {
                     };
                     let inputs = inputs.into_iter().map(operand).collect();
                     let name = |id: ValueId| graph.value_name(id).to_owned();
-                    Decision::Quantized { inputs, outputs: outputs.into_iter().map(|o| o.map(name)).collect() }
+                    Decision::Quantized {
+                        inputs,
+                        outputs: outputs.into_iter().map(|o| o.map(name)).collect(),
+                    }
                 }
             };
-            nodes.push(NodePlan { node: graph.label(node).to_owned(), op_type: node.op_type.clone(), decision });
+            nodes.push(NodePlan {
+                node: graph.label(node).to_owned(),
+                op_type: node.op_type.clone(),
+                decision,
+            });
         }
         (tensors, biases, nodes)
     }
@@ -1055,7 +1202,9 @@ fn role_of(roles: &[InputRole], k: usize) -> Option<InputRole> {
 /// Whether quantizing to these parameters clamps to the bounds by itself: no level lies more than half a step
 /// outside, which is as near as levels can come.
 fn is_implied((min, max): (f32, f32), plan: Option<&TensorPlan>) -> bool {
-    let Some(TensorPlan { params: Params::PerTensor(params), range, .. }) = plan else { return false };
+    let Some(TensorPlan { params: Params::PerTensor(params), range, .. }) = plan else {
+        return false;
+    };
     let (lo, hi) = params.real_range(*range);
     let half = 0.5 * params.scale();
     min - half <= lo && hi <= max + half

@@ -16,7 +16,8 @@ pub fn fingerprint(model: &Model) -> String {
     }
     hash.graph(&model.graph);
     let mut functions: Vec<_> = model.functions.iter().collect();
-    functions.sort_by(|a, b| (&a.domain, &a.name, &a.overload).cmp(&(&b.domain, &b.name, &b.overload)));
+    functions
+        .sort_by(|a, b| (&a.domain, &a.name, &a.overload).cmp(&(&b.domain, &b.name, &b.overload)));
     for function in functions {
         hash.text(&function.domain);
         hash.text(&function.name);
@@ -145,7 +146,8 @@ mod tests {
         let w = g.add_constant("w", Tensor::vector(&[1.0_f32, 2.0, weight]));
         g.inputs = vec![x];
         g.outputs = vec![y];
-        g.nodes = vec![Node::new("Conv", name, [x, w], [y]).with_attr("group", AttrValue::Int(group))];
+        g.nodes =
+            vec![Node::new("Conv", name, [x, w], [y]).with_attr("group", AttrValue::Int(group))];
         model
     }
 

@@ -15,7 +15,8 @@ pub struct Groups {
 impl Groups {
     /// Each of `n` values by itself.
     pub fn new(n: usize) -> Self {
-        let parent = (0..n).map(|i| u32::try_from(i).expect("as many as a graph has values")).collect();
+        let parent =
+            (0..n).map(|i| u32::try_from(i).expect("as many as a graph has values")).collect();
         Self { parent, follows: vec![false; n] }
     }
 

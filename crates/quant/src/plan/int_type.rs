@@ -73,7 +73,8 @@ impl IntType {
             (false, Span::Narrow) => (Sign::Unsigned, Span::Full),
             (false, span) => (Sign::Unsigned, span),
         };
-        QRange::of(self.n_bits() as u32, sign, span).expect("no type is too narrow for any of these")
+        QRange::of(self.n_bits() as u32, sign, span)
+            .expect("no type is too narrow for any of these")
     }
 
     /// The first operator set whose QuantizeLinear and DequantizeLinear have it.
@@ -96,8 +97,11 @@ impl FromStr for IntType {
 
     /// Takes `i8` and ONNX's `int8`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = Self::ALL.into_iter().find(|t| t.name() == text || t.data_type().name() == text);
-        found.ok_or_else(|| format!("`{text}` is not one of the integer types i4, u4, i8, u8, i16, u16"))
+        let found =
+            Self::ALL.into_iter().find(|t| t.name() == text || t.data_type().name() == text);
+        found.ok_or_else(|| {
+            format!("`{text}` is not one of the integer types i4, u4, i8, u8, i16, u16")
+        })
     }
 }
 
@@ -117,7 +121,11 @@ mod tests {
             (IntType::I4, (-8, 7), (-8, 7), (-4, 3)),
             (IntType::U4, (0, 15), (0, 15), (0, 7)),
         ] {
-            assert_eq!([got(t, Full), got(t, Narrow), got(t, Reduced)], [full, narrow, reduced], "{t}");
+            assert_eq!(
+                [got(t, Full), got(t, Narrow), got(t, Reduced)],
+                [full, narrow, reduced],
+                "{t}"
+            );
         }
     }
 

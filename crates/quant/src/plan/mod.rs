@@ -24,7 +24,7 @@ pub use decide::{Ranges, plan, plan_ranges};
 pub use fingerprint::fingerprint;
 pub use int_type::IntType;
 pub use midtread_num::Symmetry;
-pub use options::{BiasForm, WeightGranularity, Io, Pattern, PlanOptions, Scheme};
+pub use options::{BiasForm, Io, Pattern, PlanOptions, Scheme, WeightGranularity};
 pub use overrides::{Override, Overrides};
 pub use target::{OperatorRule, TARGETS, Target};
 
@@ -241,7 +241,9 @@ impl Plan {
     pub fn nodes_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a NodePlan> + 'a {
         self.nodes.iter().filter(move |node| match &node.decision {
             Decision::Quantized { inputs, outputs } => {
-                inputs.iter().any(|i| matches!(i, Operand::Tensor(t) | Operand::Bias(t) if t == name))
+                inputs
+                    .iter()
+                    .any(|i| matches!(i, Operand::Tensor(t) | Operand::Bias(t) if t == name))
                     || outputs.iter().flatten().any(|t| t == name)
             }
             _ => false,

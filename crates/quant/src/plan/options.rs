@@ -149,7 +149,8 @@ impl fmt::Display for Pattern {
 /// Whether `text` is `pattern`, in which `*` stands for any text and `?` for any one character. Linear in the text
 /// for each `*`.
 pub fn glob(pattern: &str, text: &str) -> bool {
-    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (pattern, text): (Vec<char>, Vec<char>) =
+        (pattern.chars().collect(), text.chars().collect());
     let (mut p, mut t) = (0, 0);
     // Where to go on if what follows the last `*` does not match here.
     let mut retry = None;
@@ -233,7 +234,8 @@ impl FromStr for WeightGranularity {
             _ => {}
         }
         let block_size = text.strip_prefix("blocked:").and_then(|n| n.parse().ok());
-        let message = || format!("`{text}` is not a granularity: per_tensor, per_channel, blocked:SIZE");
+        let message =
+            || format!("`{text}` is not a granularity: per_tensor, per_channel, blocked:SIZE");
         block_size.map(Self::Blocked).ok_or_else(message)
     }
 }

@@ -27,11 +27,7 @@ use serde::Deserialize;
 use crate::{
     calibrate::{CALIBRATORS, Calibrator},
     error::Error,
-    plan::{
-        WeightGranularity, IntType,
-        names::nearest,
-        options::symmetry_from_word,
-    },
+    plan::{IntType, WeightGranularity, names::nearest, options::symmetry_from_word},
 };
 
 /// Overrides by tensor name.
@@ -95,7 +91,8 @@ impl Overrides {
         for (name, entry) in raw.tensors {
             let at = entry.span().start;
             let entry = entry.into_inner().check();
-            let entry = entry.map_err(|problem| bad(Some(at), format!("tensor `{name}`: {problem}")))?;
+            let entry =
+                entry.map_err(|problem| bad(Some(at), format!("tensor `{name}`: {problem}")))?;
             tensors.insert(name, entry);
         }
         Ok(Self { tensors })
@@ -109,8 +106,12 @@ impl OverrideFile {
         let granularity = self.granularity.as_deref().map(str::parse).transpose()?;
         let range = match (self.min, self.max) {
             (None, None) => None,
-            (Some(min), Some(max)) if min.is_finite() && max.is_finite() && min <= max => Some((min, max)),
-            (Some(min), Some(max)) => return Err(format!("[{min}, {max}] is not a finite interval")),
+            (Some(min), Some(max)) if min.is_finite() && max.is_finite() && min <= max => {
+                Some((min, max))
+            }
+            (Some(min), Some(max)) => {
+                return Err(format!("[{min}, {max}] is not a finite interval"));
+            }
             _ => return Err("`min` and `max` come together".into()),
         };
         let params = match (self.scale, self.zero_point) {
@@ -132,22 +133,30 @@ impl OverrideFile {
             Some(name) => {
                 let unknown = || {
                     let near = nearest(name, CALIBRATORS.iter().map(|def| def.name));
-                    let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+                    let near =
+                        near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
                     format!("`{name}` is not a calibrator{near}")
                 };
                 let mut calibrator = Calibrator::named(name).ok_or_else(unknown)?;
                 calibrator.percentile = self.percentile.unwrap_or(calibrator.percentile);
-                calibrator.averaging_constant = self.averaging_constant.unwrap_or(calibrator.averaging_constant);
+                calibrator.averaging_constant =
+                    self.averaging_constant.unwrap_or(calibrator.averaging_constant);
                 if !(0.0 < calibrator.percentile && calibrator.percentile <= 100.0) {
                     return Err(format!("percentile {} is not in (0, 100]", calibrator.percentile));
                 }
                 if !(0.0 < calibrator.averaging_constant && calibrator.averaging_constant <= 1.0) {
-                    return Err(format!("averaging_constant {} is not in (0, 1]", calibrator.averaging_constant));
+                    return Err(format!(
+                        "averaging_constant {} is not in (0, 1]",
+                        calibrator.averaging_constant
+                    ));
                 }
                 Some(calibrator)
             }
         };
-        let n_ways = [range.is_some(), params.is_some(), calibrator.is_some()].iter().filter(|&&b| b).count();
+        let n_ways = [range.is_some(), params.is_some(), calibrator.is_some()]
+            .iter()
+            .filter(|&&b| b)
+            .count();
         if 1 < n_ways {
             return Err("a range, a scale and a calibrator exclude each other".into());
         }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::{
     error::Error,
-    plan::{WeightGranularity, IntType, Scheme, names::nearest, options::symmetry_from_word},
+    plan::{IntType, Scheme, WeightGranularity, names::nearest, options::symmetry_from_word},
 };
 
 /// What a device can run.
@@ -134,12 +134,16 @@ impl Target {
         }
         for (what, allowed) in [("activations", &raw.activations), ("weights", &raw.weights)] {
             if allowed.types.is_empty() || allowed.symmetries.is_empty() {
-                return Err(bad(None, format!("{what}: `types` and `symmetries` must not be empty")));
+                return Err(bad(
+                    None,
+                    format!("{what}: `types` and `symmetries` must not be empty"),
+                ));
             }
             for granularity in &allowed.granularities {
                 if !["per_tensor", "per_channel", "blocked"].contains(&granularity.as_str()) {
-                    let problem =
-                        format!("`{granularity}` is not a granularity: per_tensor, per_channel, blocked");
+                    let problem = format!(
+                        "`{granularity}` is not a granularity: per_tensor, per_channel, blocked"
+                    );
                     return Err(bad(None, problem));
                 }
             }
@@ -147,7 +151,11 @@ impl Target {
         let allowed = |raw: AllowedFile| {
             Ok::<_, String>(Allowed {
                 types: words(&raw.types)?,
-                symmetries: raw.symmetries.iter().map(|text| symmetry_from_word(text)).collect::<Result<_, _>>()?,
+                symmetries: raw
+                    .symmetries
+                    .iter()
+                    .map(|text| symmetry_from_word(text))
+                    .collect::<Result<_, _>>()?,
                 granularities: raw.granularities,
             })
         };
@@ -190,10 +198,18 @@ mod tests {
     fn every_target_file_is_valid_sorted_and_named_after_itself() {
         assert!(TARGETS.windows(2).all(|w| w[0].0 < w[1].0));
         for (name, text) in TARGETS {
-            let target = Target::from_toml(name, text).unwrap_or_else(|err| panic!("{name}: {err}"));
+            let target =
+                Target::from_toml(name, text).unwrap_or_else(|err| panic!("{name}: {err}"));
             assert_eq!(target.name, *name);
-            assert!(!target.summary.is_empty() && !target.schemes.is_empty() && !target.formats.is_empty());
-            assert!(target.operators.contains_key("Conv") && target.operators.contains_key("MatMul"), "{name}");
+            assert!(
+                !target.summary.is_empty()
+                    && !target.schemes.is_empty()
+                    && !target.formats.is_empty()
+            );
+            assert!(
+                target.operators.contains_key("Conv") && target.operators.contains_key("MatMul"),
+                "{name}"
+            );
             assert!(target.allows(WeightGranularity::PerTensor), "{name}");
         }
     }

@@ -115,7 +115,11 @@ impl Plan {
                 None => read_header(line).map(|read| plan = Some(read)),
                 Some(plan) => plan.read_line(line),
             };
-            added.map_err(|problem| Error::File { file: "plan".to_owned(), line: Some(i + 1), problem })?;
+            added.map_err(|problem| Error::File {
+                file: "plan".to_owned(),
+                line: Some(i + 1),
+                problem,
+            })?;
         }
         let bad = |problem: String| Error::File { file: "plan".to_owned(), line: None, problem };
         let plan = plan.ok_or_else(|| bad("it is empty".to_owned()))?;
@@ -134,7 +138,10 @@ impl Plan {
         if has("bias") {
             let BiasLine { bias, of, input, weight } = read(value)?;
             let message = format!("bias `{bias}` is there twice");
-            return self.biases.insert(bias, BiasPlan { of, input, weight }).map_or(Ok(()), |_| Err(message));
+            return self
+                .biases
+                .insert(bias, BiasPlan { of, input, weight })
+                .map_or(Ok(()), |_| Err(message));
         }
         if has("node") {
             self.nodes.push(read_node(read(value)?)?);
@@ -197,7 +204,9 @@ fn read_header(line: &str) -> Result<Plan, String> {
     let value: Value = serde_json::from_str(line).map_err(|err| err.to_string())?;
     match value.get("midtread_plan").and_then(Value::as_u64) {
         Some(version) if version == u64::from(VERSION) => {}
-        Some(version) => return Err(format!("version {version} of plans is not known, only {VERSION}")),
+        Some(version) => {
+            return Err(format!("version {version} of plans is not known, only {VERSION}"));
+        }
         None => return Err("it does not begin with `midtread_plan`".to_owned()),
     }
     let HeaderLine { model, scheme, target, io, options, .. } = read(value)?;
@@ -246,7 +255,8 @@ fn tensor_line(name: &str, tensor: &TensorPlan) -> TensorLine {
 }
 
 fn read_tensor(line: TensorLine) -> Result<(String, TensorPlan), String> {
-    let TensorLine { tensor, of, int_type, qmin, qmax, axis, block_size, scale, zero_point, why } = line;
+    let TensorLine { tensor, of, int_type, qmin, qmax, axis, block_size, scale, zero_point, why } =
+        line;
     let about = |problem: String| format!("tensor `{tensor}`: {problem}");
     let int_type: IntType = int_type.parse().map_err(about)?;
     let range = QRange::new(qmin, qmax).map_err(|err| about(err.to_string()))?;

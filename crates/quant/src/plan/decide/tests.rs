@@ -38,7 +38,8 @@ fn conv_net() -> Model {
         .outputs(&["y"])
 }
 
-const CONV_RANGES: &[(&str, f32, f32)] = &[("x", -1.0, 3.0), ("r1", 0.0, 4.0), ("p", 0.0, 3.5), ("y", 0.0, 6.0)];
+const CONV_RANGES: &[(&str, f32, f32)] =
+    &[("x", -1.0, 3.0), ("r1", 0.0, 4.0), ("p", 0.0, 3.5), ("y", 0.0, 6.0)];
 
 #[test]
 fn a_clamp_is_absorbed_and_its_range_is_the_producers() {
@@ -98,7 +99,8 @@ fn a_clamp_with_another_reader_of_its_input_stays() {
         .node("Relu", &["c"], &["r"])
         .node("Add", &["c", "r"], &["y"])
         .outputs(&["y"]);
-    let plan = planned(&model, &[("x", -1.0, 1.0), ("c", -2.0, 2.0), ("r", 0.0, 2.0), ("y", -2.0, 4.0)]);
+    let plan =
+        planned(&model, &[("x", -1.0, 1.0), ("c", -2.0, 2.0), ("r", 0.0, 2.0), ("y", -2.0, 4.0)]);
     assert!(is_quantized(&plan, "r_node"));
     assert_eq!(per_tensor(&plan, "c").1, 128);
     assert_eq!(per_tensor(&plan, "r").1, 0);
@@ -133,7 +135,8 @@ fn rows_of_clamps_are_absorbed_to_the_last() {
 
 #[test]
 fn an_excluded_clamp_leaves_its_input_the_range_that_matters() {
-    let options = PlanOptions { exclude: vec!["y_node".parse().unwrap()], ..PlanOptions::default() };
+    let options =
+        PlanOptions { exclude: vec!["y_node".parse().unwrap()], ..PlanOptions::default() };
     let plan = plan_ranges(&conv_net(), Some(&ranges(CONV_RANGES)), &ort(), &options).unwrap();
     assert_eq!(ledger(&plan)[4], "y_node: float (excluded by `y_node`)");
     assert_eq!(per_tensor(&plan, "c2"), ((6.0_f64 / 255.0) as f32, 0));
@@ -145,7 +148,8 @@ fn concat_shares_the_union_of_its_inputs_and_softmax_has_its_range_beforehand() 
         .node("Softmax", &["a"], &["s"])
         .node_with("Concat", &["a", "b"], &["y"], &[("axis", AttrValue::Int(1))])
         .outputs(&["s", "y"]);
-    let plan = planned(&model, &[("a", -3.0, 1.0), ("b", -1.0, 5.0), ("s", 0.0, 0.4), ("y", 0.0, 0.0)]);
+    let plan =
+        planned(&model, &[("a", -3.0, 1.0), ("b", -1.0, 5.0), ("s", 0.0, 0.4), ("y", 0.0, 0.0)]);
     let (scale, zero_point) = per_tensor(&plan, "y");
     assert_eq!(zero_point, (3.0_f64 / (8.0 / 255.0)).round() as i32);
     assert_eq!(scale, (8.0_f64 / 255.0) as f32);
@@ -205,7 +209,10 @@ fn a_bias_of_two_convolutions_has_a_form_for_each_and_a_shared_weight_one() {
     let plan = planned(&model, &list);
     assert_eq!(plan.tensors.keys().filter(|k| k.starts_with('w')).count(), 1);
     assert_eq!(plan.biases["b"], BiasPlan { of: None, input: "x".into(), weight: "w".into() });
-    assert_eq!(plan.biases["b_2"], BiasPlan { of: Some("b".into()), input: "z".into(), weight: "w".into() });
+    assert_eq!(
+        plan.biases["b_2"],
+        BiasPlan { of: Some("b".into()), input: "z".into(), weight: "w".into() }
+    );
 }
 
 #[test]
@@ -249,7 +256,8 @@ fn a_bias_whose_sizes_do_not_go_with_the_channels_stays_in_float() {
         .node("Gemm", &["x", "w", "c"], &["y"])
         .outputs(&["y"]);
     assert!(with(&model, &PlanOptions::default()).unwrap().biases.is_empty());
-    let per_tensor = PlanOptions { granularity: WeightGranularity::PerTensor, ..PlanOptions::default() };
+    let per_tensor =
+        PlanOptions { granularity: WeightGranularity::PerTensor, ..PlanOptions::default() };
     assert_eq!(with(&model, &per_tensor).unwrap().biases.len(), 1);
 }
 
@@ -258,8 +266,11 @@ fn nodes_are_chosen_by_name_glob_and_type() {
     let model = conv_net();
     let status = |include: &[&str], exclude: &[&str]| {
         let parse = |list: &[&str]| list.iter().map(|p| p.parse().unwrap()).collect();
-        let options =
-            PlanOptions { include: parse(include), exclude: parse(exclude), ..PlanOptions::default() };
+        let options = PlanOptions {
+            include: parse(include),
+            exclude: parse(exclude),
+            ..PlanOptions::default()
+        };
         with(&model, &options).map(|plan| plan.counts().quantized)
     };
     assert_eq!(status(&["c1_node"], &[]).unwrap(), 1);
@@ -269,7 +280,10 @@ fn nodes_are_chosen_by_name_glob_and_type() {
     assert_eq!(err.to_string(), "node `c1_nod` is not in the model; did you mean `c1_node`?");
     let err = status(&["type:conv"], &[]).unwrap_err();
     assert_eq!(err.to_string(), "operator type `conv` is not in the model; did you mean `Conv`?");
-    assert_eq!(status(&["z*"], &[]).unwrap_err().to_string(), "pattern `z*` matches no node of the model");
+    assert_eq!(
+        status(&["z*"], &[]).unwrap_err().to_string(),
+        "pattern `z*` matches no node of the model"
+    );
 }
 
 #[test]
@@ -280,21 +294,30 @@ fn overrides_are_checked_against_the_model_and_the_target_up_front() {
         let options = PlanOptions { overrides, ..PlanOptions::default() };
         plan_ranges(&model, Some(&ranges(CONV_RANGES)), &Target::find(target).unwrap(), &options)
     };
-    let err = with_over("[tensors.x]\ntype = \"i8\"\n[tensors.w3]\ntype = \"i4\"\n", "onnxruntime_cpu").unwrap_err();
+    let err =
+        with_over("[tensors.x]\ntype = \"i8\"\n[tensors.w3]\ntype = \"i4\"\n", "onnxruntime_cpu")
+            .unwrap_err();
     assert_eq!(err.to_string(), "tensor `w3` is not in the model; did you mean `w1`?");
-    let err = with_over("[tensors.x]\ntype = \"i8\"\n[tensors.r1]\ntype = \"u16\"\n", "openvino").unwrap_err();
+    let err = with_over("[tensors.x]\ntype = \"i8\"\n[tensors.r1]\ntype = \"u16\"\n", "openvino")
+        .unwrap_err();
     assert_eq!(
         err.to_string(),
         "override of tensor `r1`: target `openvino` does not have u16 there"
     );
     let err = with_over("[tensors.p]\ncalibrator = \"mse\"\n", "onnxruntime_cpu").unwrap_err();
     assert_eq!(err.to_string(), "override of tensor `p`: it takes the range of another tensor");
-    let err = with_over("[tensors.x]\nscale = 0.1\nzero_point = -3\n", "onnxruntime_cpu").unwrap_err();
+    let err =
+        with_over("[tensors.x]\nscale = 0.1\nzero_point = -3\n", "onnxruntime_cpu").unwrap_err();
     assert_eq!(err.to_string(), "tensor `x`");
 
-    let plan = with_over("[tensors.w2]\ntype = \"i4\"\n[tensors.p]\ntype = \"u16\"\n", "onnxruntime_cpu").unwrap();
+    let plan =
+        with_over("[tensors.w2]\ntype = \"i4\"\n[tensors.p]\ntype = \"u16\"\n", "onnxruntime_cpu")
+            .unwrap();
     assert_eq!(plan.tensors["w2"].int_type, IntType::I4);
-    assert_eq!((plan.tensors["p"].int_type, plan.tensors["r1"].int_type), (IntType::U16, IntType::U16));
+    assert_eq!(
+        (plan.tensors["p"].int_type, plan.tensors["r1"].int_type),
+        (IntType::U16, IntType::U16)
+    );
 }
 
 #[test]
@@ -304,7 +327,10 @@ fn options_that_the_target_or_the_scheme_does_not_have_are_refused() {
     let refused = |target: &Target, options: &PlanOptions| {
         plan_ranges(&model, Some(&ranges(CONV_RANGES)), target, options).unwrap_err().to_string()
     };
-    assert_eq!(refused(&tensorrt, &PlanOptions::default()), "target `tensorrt` has no u8 activations");
+    assert_eq!(
+        refused(&tensorrt, &PlanOptions::default()),
+        "target `tensorrt` has no u8 activations"
+    );
     let dynamic = PlanOptions { scheme: Scheme::Dynamic, ..PlanOptions::default() };
     assert_eq!(refused(&tensorrt, &dynamic), "target `tensorrt` does not run dynamic models");
     let int4 = PlanOptions { weight_type: IntType::I4, ..dynamic };
@@ -315,9 +341,16 @@ fn options_that_the_target_or_the_scheme_does_not_have_are_refused() {
 
 #[test]
 fn tensors_without_a_range_are_counted_and_the_first_is_named() {
-    let err = plan_ranges(&conv_net(), Some(&ranges(&[("x", 0.0, 1.0)])), &ort(), &PlanOptions::default());
+    let err = plan_ranges(
+        &conv_net(),
+        Some(&ranges(&[("x", 0.0, 1.0)])),
+        &ort(),
+        &PlanOptions::default(),
+    );
     match err.unwrap_err() {
-        Error::NotCalibrated { first, n_tensors } => assert_eq!((first.as_str(), n_tensors), ("r1", 2)),
+        Error::NotCalibrated { first, n_tensors } => {
+            assert_eq!((first.as_str(), n_tensors), ("r1", 2))
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -444,7 +477,8 @@ fn blocks_run_along_the_dimension_that_is_summed_over() {
 #[test]
 fn text_gives_the_same_plan_and_the_same_text() {
     let mut model = conv_net();
-    let options = PlanOptions { exclude: vec!["p_node".parse().unwrap()], ..PlanOptions::default() };
+    let options =
+        PlanOptions { exclude: vec!["p_node".parse().unwrap()], ..PlanOptions::default() };
     for scheme in [Scheme::Static, Scheme::Dynamic, Scheme::WeightOnly] {
         let plan = with(&model, &PlanOptions { scheme, ..options.clone() }).unwrap();
         let text = plan.to_text();
@@ -474,11 +508,17 @@ fn edited_plans_are_checked_line_by_line() {
         edited("\"zero_point\":0", "\"zero_point\":300"),
         "plan line 2: tensor `p`: zero_point 300 is outside 0..=255"
     );
-    assert_eq!(edited("\"qmax\":255", "\"qmax\":256"), "plan line 2: tensor `p`: 0..=256 is not within 0..=255, the integers of u8");
+    assert_eq!(
+        edited("\"qmax\":255", "\"qmax\":256"),
+        "plan line 2: tensor `p`: 0..=256 is not within 0..=255, the integers of u8"
+    );
     assert!(edited("\"midtread_plan\":1", "\"midtread_plan\":2").contains("version 2"));
     assert!(edited("\"qmin\"", "\"minq\"").contains("unknown field `minq`"));
     assert!(edited("tensor:x", "tensor:q").contains("tensor `q` is used and has no line"));
-    assert!(edited("\"why\":\"same as: r1\"", "\"why\":\"because\"").contains("`because` is not a reason"));
+    assert!(
+        edited("\"why\":\"same as: r1\"", "\"why\":\"because\"")
+            .contains("`because` is not a reason")
+    );
     assert!(Plan::from_text("").is_err());
 }
 
