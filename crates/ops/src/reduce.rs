@@ -101,7 +101,7 @@ fn reduce<T: Element>(
     ctx: &EvalCtx<'_>,
     args: &Args,
     op: ReduceOp,
-    f: impl Fn(&[T]) -> T,
+    f: fn(&[T]) -> T,
 ) -> Result<Vec<Tensor>, OpError> {
     let x = args.required(0)?;
     let rank = x.dims().len();

@@ -24,9 +24,14 @@ pub(crate) const CALIBRATED: Role =
 /// `f` of every element: in place where nobody else holds them, else in memory of the pool.
 pub(crate) fn map<T: Element>(
     ctx: &EvalCtx<'_>,
-    mut x: Tensor,
+    x: Tensor,
     f: impl Fn(T) -> T,
 ) -> Result<Tensor, OpError> {
+    map_dyn(ctx, x, &f)
+}
+
+/// [`map`], once for each type and not for each function: what matters in `f32` has a kernel.
+fn map_dyn<T: Element>(ctx: &EvalCtx<'_>, mut x: Tensor, f: &dyn Fn(T) -> T) -> Result<Tensor, OpError> {
     if x.is_unique() {
         for e in x.to_mut::<T>()? {
             *e = f(*e);
