@@ -9,7 +9,10 @@ use midtread::{
     quant::{
         Format,
         calibrate::{CALIBRATORS, Calibrator},
-        plan::{BiasForm, WeightGranularity as Granularity, IntType, Io, Overrides, Pattern, PlanOptions, Scheme, TARGETS, Target},
+        plan::{
+            BiasForm, IntType, Io, Overrides, Pattern, PlanOptions, Scheme, TARGETS, Target,
+            WeightGranularity as Granularity,
+        },
     },
 };
 
@@ -22,7 +25,9 @@ use crate::{commands::Command, context::read_text};
 ///     midtread quantize model.onnx --data pictures/ -o model.int8.onnx
 #[derive(Parser)]
 #[command(name = "midtread", version, max_term_width = 110, verbatim_doc_comment)]
-#[command(after_help = "Exit status: 0 done; 1 done, but a check you asked for failed; 2 could not be done.")]
+#[command(
+    after_help = "Exit status: 0 done; 1 done, but a check you asked for failed; 2 could not be done."
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -55,7 +60,11 @@ impl FromStr for Bytes {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let shift = match text[digits.len()..].to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
+        let shift = match text[digits.len()..]
+            .to_ascii_uppercase()
+            .trim_end_matches('B')
+            .trim_end_matches('I')
+        {
             "" => 0,
             "K" => 10,
             "M" => 20,
@@ -63,7 +72,9 @@ impl FromStr for Bytes {
             "T" => 40,
             _ => return Err("a size is a number with K, M, G or T: 500M, 1.5G".into()),
         };
-        let number: f64 = digits.parse().map_err(|_| "a size is a number with K, M, G or T: 500M, 1.5G".to_owned())?;
+        let number: f64 = digits
+            .parse()
+            .map_err(|_| "a size is a number with K, M, G or T: 500M, 1.5G".to_owned())?;
         let bytes = number * (1_u64 << shift) as f64;
         if !(1.0..1e18).contains(&bytes) {
             return Err("a size must be at least one byte and not absurd".into());
@@ -121,7 +132,12 @@ impl PrepareArgs {
         for name in &self.without {
             passes = passes.without(name).map_err(midtread::Error::from)?;
         }
-        Ok(PrepareOptions { passes, dims: self.dims.iter().cloned().collect(), opset, ..PrepareOptions::default() })
+        Ok(PrepareOptions {
+            passes,
+            dims: self.dims.iter().cloned().collect(),
+            opset,
+            ..PrepareOptions::default()
+        })
     }
 }
 
@@ -196,12 +212,20 @@ pub(crate) struct CalibratorArgs {
 }
 
 fn calibrator_values() -> clap::builder::PossibleValuesParser {
-    CALIBRATORS.iter().map(|def| PossibleValue::new(def.name).help(def.summary)).collect::<Vec<_>>().into()
+    CALIBRATORS
+        .iter()
+        .map(|def| PossibleValue::new(def.name).help(def.summary))
+        .collect::<Vec<_>>()
+        .into()
 }
 
 fn parse_percentile(text: &str) -> Result<f64, String> {
     let p: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if 50.0 < p && p <= 100.0 { Ok(p) } else { Err("a percentile is above 50 and at most 100".into()) }
+    if 50.0 < p && p <= 100.0 {
+        Ok(p)
+    } else {
+        Err("a percentile is above 50 and at most 100".into())
+    }
 }
 
 fn parse_fraction(text: &str) -> Result<f64, String> {
@@ -211,7 +235,8 @@ fn parse_fraction(text: &str) -> Result<f64, String> {
 
 impl CalibratorArgs {
     pub(crate) fn calibrator(&self) -> Calibrator {
-        let mut calibrator = Calibrator::named(&self.calibrator).expect("clap takes only names in the list");
+        let mut calibrator =
+            Calibrator::named(&self.calibrator).expect("clap takes only names in the list");
         calibrator.percentile = self.percentile;
         calibrator.averaging_constant = self.averaging_constant;
         calibrator
@@ -221,12 +246,12 @@ impl CalibratorArgs {
 impl PlanArgs {
     pub(crate) fn options(&self) -> anyhow::Result<PlanOptions> {
         let overrides = match &self.overrides {
-            Some(path) => {
-                Overrides::from_toml(&path.display().to_string(), &read_text(path)?).map_err(midtread::Error::from)?
-            }
+            Some(path) => Overrides::from_toml(&path.display().to_string(), &read_text(path)?)
+                .map_err(midtread::Error::from)?,
             None => Overrides::default(),
         };
-        let symmetry = |asymmetric| if asymmetric { Symmetry::Asymmetric } else { Symmetry::Symmetric };
+        let symmetry =
+            |asymmetric| if asymmetric { Symmetry::Asymmetric } else { Symmetry::Symmetric };
         Ok(PlanOptions {
             scheme: self.scheme.parse::<Scheme>().map_err(midtread::Error::Options)?,
             activation_type: self.activations,
@@ -263,7 +288,13 @@ mod tests {
 
     #[test]
     fn sizes_have_units_of_1024() {
-        for (text, want) in [("1000", 1000), ("2K", 2048), ("1.5G", 3 << 29), ("500MiB", 500 << 20), ("1gb", 1 << 30)] {
+        for (text, want) in [
+            ("1000", 1000),
+            ("2K", 2048),
+            ("1.5G", 3 << 29),
+            ("500MiB", 500 << 20),
+            ("1gb", 1 << 30),
+        ] {
             assert_eq!(text.parse(), Ok(Bytes(want)), "{text}");
         }
         for text in ["", "G", "-1G", "0", "1X", "1e30G", "nan"] {

@@ -52,6 +52,7 @@ impl Context {
         // The first Ctrl-C ends the work at the next step, so that no half file is left; the second ends it now.
         ctrlc::set_handler(move || {
             if flag.swap(true, Ordering::Relaxed) {
+                midtread::onnx::remove_partial_files();
                 std::process::exit(2);
             }
             eprintln!("\nstopping (again to stop at once)");
@@ -62,7 +63,10 @@ impl Context {
             json: common.json,
             quiet: common.quiet,
             n_threads: common.threads.map_or(n_cpus, |n| n.get()),
-            max_bytes: common.max_memory.map(|m| m.0).or_else(midtread::quantize::default_max_bytes),
+            max_bytes: common
+                .max_memory
+                .map(|m| m.0)
+                .or_else(midtread::quantize::default_max_bytes),
             interrupted,
         })
     }

@@ -16,7 +16,9 @@ pub(crate) fn bar(what: &str, n: usize) -> ProgressBar {
 /// A line that moves while something takes its time.
 pub(crate) fn spinner(what: &str) -> ProgressBar {
     let bar = ProgressBar::new_spinner();
-    bar.set_style(ProgressStyle::with_template("{spinner} {msg}  {elapsed}").expect("the template is valid"));
+    bar.set_style(
+        ProgressStyle::with_template("{spinner} {msg}  {elapsed}").expect("the template is valid"),
+    );
     bar.set_message(what.to_owned());
     bar.enable_steady_tick(Duration::from_millis(100));
     bar

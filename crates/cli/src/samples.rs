@@ -14,7 +14,11 @@ use midtread::{
 use crate::{args::DataArgs, context::Context};
 
 /// The samples that the arguments name.
-pub(crate) fn open(args: &DataArgs, model: &Model, context: &Context) -> anyhow::Result<DataSamples> {
+pub(crate) fn open(
+    args: &DataArgs,
+    model: &Model,
+    context: &Context,
+) -> anyhow::Result<DataSamples> {
     let specs = InputSpec::of(model).map_err(Error::from)?;
     let preprocess =
         args.preprocess.as_deref().map(Preprocess::find).transpose().map_err(Error::from)?;
@@ -24,7 +28,9 @@ pub(crate) fn open(args: &DataArgs, model: &Model, context: &Context) -> anyhow:
             samples::open(path, &specs, &options).map_err(Error::from)?
         }
         (None, Some(n)) => DataSamples(data::random(&specs, n.get(), 0).map_err(Error::from)?),
-        (None, None) => bail!("static quantization needs data: give --data PATH (or --random N, to try things)"),
+        (None, None) => {
+            bail!("static quantization needs data: give --data PATH (or --random N, to try things)")
+        }
     };
     if let Some(warning) = samples.0.warning() {
         context.warn(warning);
@@ -63,6 +69,12 @@ pub(crate) fn write_outputs(folder: &Path, outputs: &[(String, Tensor)]) -> anyh
 pub(crate) fn model_bytes(path: &Path, model: &Model) -> anyhow::Result<u64> {
     let bytes = std::fs::metadata(path).with_context(|| path.display().to_string())?.len();
     // Tensors that lie in other files are not in this one.
-    let constants: u64 = model.graph.values().iter().flat_map(|v| &v.constant).map(|t| t.as_bytes().len() as u64).sum();
+    let constants: u64 = model
+        .graph
+        .values()
+        .iter()
+        .flat_map(|v| &v.constant)
+        .map(|t| t.as_bytes().len() as u64)
+        .sum();
     Ok(bytes.max(constants))
 }

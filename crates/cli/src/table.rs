@@ -4,18 +4,21 @@
 /// a sign or a dash are set to the right. Cells longer than `MAX` are cut in the middle, where names differ least.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     const MAX: usize = 60;
-    let rows: Vec<Vec<String>> = rows.iter().map(|r| r.iter().map(|c| shorten(c, MAX)).collect()).collect();
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|r| r.iter().map(|c| shorten(c, MAX)).collect()).collect();
     let n = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &Vec<String>, i: usize| row.get(i).cloned().unwrap_or_default();
     let width = |i: usize| rows.iter().map(|r| cell(r, i).chars().count()).max().unwrap_or(0);
-    let is_number = |c: &str| c.is_empty() || c.starts_with(|c: char| c.is_ascii_digit() || "+-–".contains(c));
+    let is_number =
+        |c: &str| c.is_empty() || c.starts_with(|c: char| c.is_ascii_digit() || "+-–".contains(c));
     let right = |i: usize| rows.iter().skip(1).all(|r| is_number(&cell(r, i)));
     let mut text = String::new();
     for row in &rows {
         let mut line = String::new();
         for i in 0..n {
             let (cell, width) = (cell(row, i), width(i));
-            line += &if right(i) { format!("{cell:>width$}  ") } else { format!("{cell:<width$}  ") };
+            line +=
+                &if right(i) { format!("{cell:>width$}  ") } else { format!("{cell:<width$}  ") };
         }
         text += line.trim_end();
         text.push('\n');
@@ -50,7 +53,8 @@ mod tests {
     #[test]
     fn numbers_stand_to_the_right_and_words_to_the_left() {
         let rows = [vec!["model", "size"], vec!["float32", "1 kB"], vec!["i8", "20 kB"]];
-        let rows: Vec<Vec<String>> = rows.iter().map(|r| r.iter().map(|c| c.to_string()).collect()).collect();
+        let rows: Vec<Vec<String>> =
+            rows.iter().map(|r| r.iter().map(|c| c.to_string()).collect()).collect();
         assert_eq!(table(&rows), "model     size\nfloat32   1 kB\ni8       20 kB\n");
     }
 

@@ -22,7 +22,11 @@ fn folder() -> tempfile::TempDir {
     let good = folder.path().join("good");
     fs::create_dir(&good).unwrap();
     for i in 0..3 {
-        fs::write(good.join(format!("{i}.npy")), npy(&[1, 28, 28], |j| (j % 7) as f32 * 0.2 - 0.5 + i as f32 * 0.01)).unwrap();
+        fs::write(
+            good.join(format!("{i}.npy")),
+            npy(&[1, 28, 28], |j| (j % 7) as f32 * 0.2 - 0.5 + i as f32 * 0.01),
+        )
+        .unwrap();
     }
     folder
 }
@@ -34,7 +38,8 @@ fn asset(name: &str) -> PathBuf {
 /// A float32 .npy file (format 1.0).
 fn npy(dims: &[usize], value: impl Fn(usize) -> f32) -> Vec<u8> {
     let dims_text: String = dims.iter().map(|d| format!("{d},")).collect();
-    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({dims_text}), }}");
+    let mut header =
+        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({dims_text}), }}");
     while (10 + header.len() + 1) % 64 != 0 {
         header.push(' ');
     }
@@ -61,7 +66,8 @@ fn refuses(folder: &Path, args: &[&str], words: &[&str]) {
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     files
 }
@@ -69,7 +75,10 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 #[test]
 fn a_good_command_works_in_the_same_folder() {
     let folder = folder();
-    let output = midtread(folder.path(), &["quantize", "model.onnx", "--data", "good", "-o", "out.onnx", "--json"]);
+    let output = midtread(
+        folder.path(),
+        &["quantize", "model.onnx", "--data", "good", "-o", "out.onnx", "--json"],
+    );
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -119,7 +128,11 @@ fn data_that_does_not_fit() {
 fn options_that_are_not_known_or_contradict_each_other() {
     let folder = folder();
     let dir = folder.path();
-    refuses(dir, &["model.onnx", "--data", "good", "--calibrator", "minmax"], &["minmax", "min_max"]);
+    refuses(
+        dir,
+        &["model.onnx", "--data", "good", "--calibrator", "minmax"],
+        &["minmax", "min_max"],
+    );
     refuses(dir, &["model.onnx", "--data", "good", "--activations", "u7"], &["u7"]);
     refuses(dir, &["model.onnx", "--data", "good", "--target", "toaster"], &["toaster"]);
     refuses(dir, &["model.onnx", "--data", "good", "--exclude", "no_such_node"], &["no_such_node"]);
@@ -132,7 +145,10 @@ fn options_that_are_not_known_or_contradict_each_other() {
 fn places_that_cannot_be_written() {
     let folder = folder();
     let dir = folder.path();
-    let output = midtread(dir, &["quantize", "model.onnx", "--data", "good", "-o", "no/such/folder/out.onnx"]);
+    let output = midtread(
+        dir,
+        &["quantize", "model.onnx", "--data", "good", "-o", "no/such/folder/out.onnx"],
+    );
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("no/such/folder"), "{stderr}");
@@ -149,12 +165,16 @@ fn a_full_disk_leaves_nothing_half_written() {
     let folder = folder();
     let small = folder.path().join("small");
     fs::create_dir(&small).unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&small).status();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&small).status();
     if !mounted.is_ok_and(|status| status.success()) {
         println!("no right to mount a small filesystem here: not tested");
         return;
     }
-    let output = midtread(folder.path(), &["quantize", "model.onnx", "--data", "good", "-o", "small/out.onnx"]);
+    let output = midtread(
+        folder.path(),
+        &["quantize", "model.onnx", "--data", "good", "-o", "small/out.onnx"],
+    );
     let left = files(&small);
     let unmounted = Command::new("umount").arg(&small).status();
     assert!(unmounted.is_ok_and(|status| status.success()));
@@ -173,11 +193,26 @@ fn ctrl_c_ends_with_status_2_and_no_file() {
     let many = dir.join("many");
     fs::create_dir(&many).unwrap();
     for i in 0..4000 {
-        fs::write(many.join(format!("{i:04}.npy")), npy(&[1, 28, 28], |j| ((i + j) % 11) as f32 * 0.1)).unwrap();
+        fs::write(
+            many.join(format!("{i:04}.npy")),
+            npy(&[1, 28, 28], |j| ((i + j) % 11) as f32 * 0.1),
+        )
+        .unwrap();
     }
     let before = files(dir);
     let child = Command::new(env!("CARGO_BIN_EXE_midtread"))
-        .args(["quantize", "model.onnx", "--data", "many", "-o", "out.onnx", "--calibrator", "mse", "--threads", "1"])
+        .args([
+            "quantize",
+            "model.onnx",
+            "--data",
+            "many",
+            "-o",
+            "out.onnx",
+            "--calibrator",
+            "mse",
+            "--threads",
+            "1",
+        ])
         .current_dir(dir)
         .stderr(Stdio::piped())
         .spawn()

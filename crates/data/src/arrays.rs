@@ -55,6 +55,21 @@ impl Array {
             .collect()
     }
 
+    /// Fails unless the file is as long as the header says. Until then, sizes are only a claim.
+    fn check_length(&self) -> Result<(), Error> {
+        let needed = self.header.n_bytes().unwrap_or(usize::MAX) as u64;
+        let whole = match &self.entry {
+            Some(entry) => entry.n_bytes,
+            None => std::fs::metadata(&self.path).map_err(Error::io(&self.path))?.len(),
+        };
+        let got = whole.saturating_sub(self.header.data_at);
+        if needed <= got {
+            return Ok(());
+        }
+        let what = format!("{:?} needs {needed} bytes, and the file has {got}", self.header.dims);
+        Err(Error::format(&self.path, what))
+    }
+
     /// The elements, from the first one on, and how many bytes there are.
     fn open(&self) -> Result<(Box<dyn Read>, u64), NpyError> {
         let skip = self.header.data_at;
@@ -121,10 +136,10 @@ fn npz_error(path: &Path, error: std::io::Error) -> Error {
 /// The arrays under the names of inputs: an archive with one array and no name for it (`arr_0`) is the one input's.
 fn named(specs: &[InputSpec], mut arrays: Vec<(String, Array)>) -> Vec<(String, Array)> {
     let required: Vec<_> = specs.iter().filter(|spec| spec.required).collect();
-    if let ([spec], [(key, _)]) = (required.as_slice(), arrays.as_mut_slice()) {
-        if key == "arr_0" {
-            spec.name.clone_into(key);
-        }
+    if let ([spec], [(key, _)]) = (required.as_slice(), arrays.as_mut_slice())
+        && key == "arr_0"
+    {
+        spec.name.clone_into(key);
     }
     arrays
 }
@@ -208,11 +223,15 @@ pub(crate) fn npy_files(
         required.iter().all(|spec| set.iter().any(|(name, _)| *name == spec.name))
             && set.iter().all(|(name, _)| specs.iter().any(|spec| spec.name == *name))
     };
+    // Then the folder is meant as a sample, and what does not fit in it is worth telling.
+    let names_an_input = |set: &Vec<(String, PathBuf)>| {
+        set.iter().any(|(name, _)| specs.iter().any(|spec| spec.name == *name))
+    };
     if let Some(set) = sets.get(root).filter(|set| sets.len() == 1 && is_set(set)) {
         let arrays = set.iter().map(|(name, file)| Ok((name.clone(), Array::npy(file)?)));
         return stacked(root, arrays.collect::<Result<_, Error>>()?, specs);
     }
-    if 1 < required.len() || (sets.values().all(is_set) && !sets.contains_key(root)) {
+    if 1 < required.len() || (sets.values().all(names_an_input) && !sets.contains_key(root)) {
         // With more than one input, a folder that is no whole set is an error of that sample.
         let names = sets.keys().map(|folder| relative(root, folder)).collect();
         let samples = sets.into_values().map(FileSample::Folder).collect();
@@ -307,6 +326,16 @@ fn stacked(
     if let Some((other, array)) = arrays.iter().find(|(_, array)| array.header.dims[0] != n) {
         let (other, other_n) = (other.clone(), array.header.dims[0]);
         return Err(Error::Lengths { path: path.to_owned(), input: first, n, other, other_n });
+    }
+    for (_, array) in &arrays {
+        array.check_length()?;
+        // Otherwise there could be any number of samples in no bytes.
+        if array.header.n_bytes() == Some(0) {
+            return Err(Error::format(
+                &array.path,
+                format!("{:?} has no elements", array.header.dims),
+            ));
+        }
     }
     let arrays = arrays.into_iter().map(|(name, array)| {
         let is_deflated = array.entry.as_ref().is_some_and(|entry| !entry.is_stored());

@@ -105,6 +105,9 @@ pub(crate) fn open(
     options: &Options,
 ) -> Result<Box<dyn Source>, Error> {
     let array = read(path)?;
+    if array.is_empty() {
+        return Err(Error::format(path, format!("{:?} has no elements", array.dims())));
+    }
     let is_image = array.dtype() == DataType::Uint8 && matches!(array.dims().len(), 3 | 4);
     let takes_bytes = specs.iter().any(|spec| spec.required && spec.dtype == DataType::Uint8);
     let (spec, preprocess) = if is_image && !(takes_bytes && options.preprocess.is_none()) {
@@ -150,12 +153,6 @@ impl Source for Idx {
             Some(preprocess) => {
                 let n_channels = dims.get(2).map_or(1, |&n| n);
                 let (height, width) = (dims[0] as u32, dims[1] as u32);
-                if height == 0 || width == 0 {
-                    return Err(Error::format(
-                        &self.path,
-                        format!("pictures of {height} x {width} are empty"),
-                    ));
-                }
                 let pixels = Pixels { width, height, n_channels, bytes: bytes.to_vec() };
                 preprocess
                     .apply(pixels, &self.spec)

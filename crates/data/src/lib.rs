@@ -7,7 +7,7 @@
 //! [`Preprocess`], random numbers must be asked for.
 //!
 //! Reading order: [`spec`] (what a model takes), [`source`] (what a path holds), [`preprocess`] (from a picture to a
-//! tensor), `images`, `arrays` over `npy` and `zip`, `idx`, [`test_sets`], [`random`](mod@random), [`labels`], [`write`],
+//! tensor), `resample`, `images`, `arrays` over `npy` and `zip`, `idx`, [`test_sets`], [`random`](mod@random), [`labels`], [`write`],
 //! [`error`].
 #![forbid(unsafe_code)]
 
@@ -19,6 +19,7 @@ pub mod labels;
 mod npy;
 pub mod preprocess;
 pub mod random;
+mod resample;
 pub mod source;
 pub mod spec;
 pub mod test_sets;

@@ -16,21 +16,17 @@
 //! ]
 //! ```
 //!
-//! Pictures are resampled as Pillow does it: in 8 bits, the filter widened when a picture becomes smaller
-//! ("antialias"). Transparency is dropped, as `Image.convert("RGB")` does, not blended; EXIF orientation is not
+//! Pictures are resampled as Pillow does it, bit for bit: in 8 bits, the filter widened when a picture becomes
+//! smaller ("antialias"). Transparency is dropped, as `Image.convert("RGB")` does, not blended; EXIF orientation is not
 //! applied; 16-bit pictures become 8-bit ones.
 
 use std::path::Path;
 
-use fast_image_resize::{
-    FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer,
-    images::{Image, ImageRef},
-};
 use image::DynamicImage;
 use midtread_graph::{DataType, Tensor};
 use serde::Deserialize;
 
-use crate::{error::Error, spec::InputSpec};
+use crate::{error::Error, resample::resample, spec::InputSpec};
 
 /// How a picture becomes the model's input.
 #[derive(Clone, Debug, PartialEq)]
@@ -524,20 +520,13 @@ impl Pixels {
         if (height, width) == (self.height, self.width) {
             return self;
         }
-        let algorithm = match filter {
-            Filter::Nearest => ResizeAlg::Nearest,
-            Filter::Bilinear => ResizeAlg::Convolution(FilterType::Bilinear),
-            Filter::Bicubic => ResizeAlg::Convolution(FilterType::CatmullRom),
-            Filter::Lanczos => ResizeAlg::Convolution(FilterType::Lanczos3),
-        };
-        let kind = if self.n_channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
-        let from =
-            ImageRef::new(self.width, self.height, &self.bytes, kind).expect("bytes fit the sizes");
-        let mut to = Image::new(width, height, kind);
-        let options = ResizeOptions::new().resize_alg(algorithm).use_alpha(false);
-        Resizer::new()
-            .resize(&from, &mut to, &options)
-            .expect("both pictures are of one kind and not empty");
-        Self { width, height, n_channels: self.n_channels, bytes: to.into_vec() }
+        let from = (self.width as usize, self.height as usize);
+        let to = (width as usize, height as usize);
+        Self {
+            width,
+            height,
+            bytes: resample(&self.bytes, self.n_channels, from, to, filter),
+            ..self
+        }
     }
 }

@@ -149,7 +149,7 @@ fn has_no_finite(tensor: &Tensor) -> bool {
             Err(_) => tensor.to_vec::<T>().is_ok_and(|values| !values.iter().any(is_finite)),
         }
     }
-    0 < tensor.len()
+    !tensor.is_empty()
         && match tensor.dtype() {
             DataType::Float => none(tensor, |x: &f32| x.is_finite()),
             DataType::Double => none(tensor, |x: &f64| x.is_finite()),

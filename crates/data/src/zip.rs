@@ -112,6 +112,15 @@ pub(crate) fn entries(path: &Path) -> io::Result<Vec<Entry>> {
             }
             extra = &extra[4 + n..];
         }
+        // Sizes are a claim until here. Deflate packs 258 bytes into two bits at best.
+        let at_most = if entry.is_stored() {
+            entry.compressed
+        } else {
+            entry.compressed.saturating_mul(1032)
+        };
+        if len < entry.compressed || at_most < entry.n_bytes {
+            return Err(bad("the archive's directory has sizes that are not possible"));
+        }
         entries.push(entry);
         rest = &rest[total..];
     }

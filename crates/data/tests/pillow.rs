@@ -56,30 +56,24 @@ fn pictures_are_decoded_and_resampled_as_pillow_does_it() {
     let path = |name: &str| folder.path().join(name);
     let any = spec(DataType::Float, &[None, None, None, None]);
     let mut cases = Vec::new();
-    // Sums are rounded once in each direction, to numbers that are kept in other precisions: a level apart, seldom.
-    // For one of 500 values it makes a second one in the other direction with filters that have negative lobes.
-    for (filter, max) in [("nearest", 0.0), ("bilinear", 1.0), ("bicubic", 1.0), ("lanczos", 1.0)] {
+    for filter in ["nearest", "bilinear", "bicubic", "lanczos"] {
         let steps = format!("steps = [{{ resize = [64, 96], filter = \"{filter}\" }}]");
-        cases.push((format!("resize_{filter}"), steps, max));
+        cases.push((format!("resize_{filter}"), steps));
         let steps = format!(
             "steps = [{{ resize_shorter_side = 73, filter = \"{filter}\" }}, {{ center_crop = [64, 64] }}]"
         );
-        cases.push((format!("shorter_{filter}"), steps, max));
+        cases.push((format!("shorter_{filter}"), steps));
     }
-    cases.push(("gray".to_owned(), "color = \"gray\"".to_owned(), 0.0));
-    cases.push(("rgb".to_owned(), String::new(), 0.0));
-    for (case, text, allowed) in cases {
+    cases.push(("gray".to_owned(), "color = \"gray\"".to_owned()));
+    cases.push(("rgb".to_owned(), String::new()));
+    for (case, text) in cases {
         let preprocess = Preprocess::from_toml(&text, &case).unwrap();
         for picture in
             ["smooth", "noise", "alpha", "gray", "gray_alpha", "palette", "bits", "small"]
         {
             let ours = one(&path(&format!("pictures/{picture}.png")), &any, Some(&preprocess));
             let theirs = one(&path(&format!("{case}/{picture}.npy")), &any, None);
-            let (max, share) = compare(&ours, &theirs, 1.0);
-            assert!(
-                max <= allowed && share < 0.01,
-                "{case}, {picture}: {max} levels, {share:.5} of the values"
-            );
+            assert!(ours == theirs, "{case}, {picture}: {:?}", compare(&ours, &theirs, 1.0));
         }
     }
 }
@@ -102,8 +96,7 @@ fn efficientnets_pictures_are_those_that_pillow_makes() {
         differing += share / ours.n_samples() as f64;
     }
     println!("at most {largest} levels; {:.4} % of the values differ", 100.0 * differing);
-    // A level apart at most, for the reason given above, and for fewer than one value in a thousand.
-    assert!(largest <= 1.01 && differing < 0.001, "{largest} levels, {differing} of the values");
+    assert_eq!((largest, differing), (0.0, 0.0));
 }
 
 #[test]
@@ -191,7 +184,7 @@ fn numpy_reads_what_is_written() {
         ("vector", Tensor::vector(&[1_u8, 2])),
         (
             "brain",
-            Tensor::from_slice(vec![2], &[half::bf16::from_f32(1.5), half::bf16::from_f32(-3e38)])
+            Tensor::from_slice(vec![2], &[half::bf16::from_f32(1.5), half::bf16::from_f32(-3.0)])
                 .unwrap(),
         ),
         ("empty", Tensor::from_slice::<f32>(vec![0, 3], &[]).unwrap()),
@@ -211,7 +204,7 @@ fn numpy_reads_what_is_written() {
     let expected = "scores_0_x float32 (2, 3) [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5]\n\
                     scalar int64 () [7]\n\
                     vector uint8 (2,) [1, 2]\n\
-                    brain float32 (2,) [1.5, -2.99744766767662e+38]\n\
+                    brain float32 (2,) [1.5, -3.0]\n\
                     empty float32 (0, 3) []\n";
-    assert_eq!(text.replace("-2.9974476676766202e+38", "-2.99744766767662e+38"), expected);
+    assert_eq!(text, expected);
 }

@@ -30,7 +30,9 @@ pub enum Error {
         domain: String,
     },
     /// The model imports a version of the operator that is older than any this program knows.
-    #[error("node `{node}`: {op_type} of operator set {version} is not supported, only from {oldest} on")]
+    #[error(
+        "node `{node}`: {op_type} of operator set {version} is not supported, only from {oldest} on"
+    )]
     OldOpset {
         /// The node.
         node: String,
@@ -123,7 +125,9 @@ pub enum Error {
         got: Vec<usize>,
     },
     /// Two sizes with the same name that differ.
-    #[error("input `{name}` has shape {got:?}, in which `{symbol}` is {size}, but input `{other}` has {other_size}")]
+    #[error(
+        "input `{name}` has shape {got:?}, in which `{symbol}` is {size}, but input `{other}` has {other_size}"
+    )]
     InputSymbol {
         /// The second input with the symbol.
         name: String,
@@ -163,7 +167,9 @@ pub enum Error {
         index: usize,
     },
     /// More memory is needed than [`crate::Options::max_bytes`] allows.
-    #[error("node `{node}` ({op_type}, inputs {inputs}) needs {needed} bytes where {held} of {limit} are held")]
+    #[error(
+        "node `{node}` ({op_type}, inputs {inputs}) needs {needed} bytes where {held} of {limit} are held"
+    )]
     Memory {
         /// The node.
         node: String,
@@ -173,7 +179,7 @@ pub enum Error {
         inputs: String,
         /// Bytes of its outputs, or of the one that was too large.
         needed: usize,
-        /// Bytes of the values that are still needed by then.
+        /// Bytes of the values that are still needed by then, and of those kept from run to run.
         held: usize,
         /// The limit.
         limit: usize,
@@ -184,12 +190,12 @@ impl Error {
     /// What the user can do about it, where there is something.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Memory { .. } => {
-                Some("raise the memory limit, or give smaller batches; fewer samples at once need less too")
-            }
-            Self::InputShape { .. } | Self::InputSymbol { .. } => {
-                Some("the data must have the shape that the model declares; sizes that the model names may vary")
-            }
+            Self::Memory { .. } => Some(
+                "raise the memory limit, or give smaller batches; fewer samples at once need less too",
+            ),
+            Self::InputShape { .. } | Self::InputSymbol { .. } => Some(
+                "the data must have the shape that the model declares; sizes that the model names may vary",
+            ),
             Self::UnknownInput { .. } | Self::MissingInput { .. } => {
                 Some("the names in the data must be those of the model's inputs")
             }

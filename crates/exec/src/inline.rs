@@ -57,12 +57,18 @@ impl Inliner<'_> {
         };
         let label = self.model.graph.label(&call).to_owned();
         let refuse = |what: &str| {
-            Err(Error::Unsupported { node: label.clone(), op_type: call.op_type.clone(), what: what.to_owned() })
+            Err(Error::Unsupported {
+                node: label.clone(),
+                op_type: call.op_type.clone(),
+                what: what.to_owned(),
+            })
         };
         if MAX_DEPTH < depth {
             return refuse("a function that calls itself");
         }
-        if call.inputs.len() > function.body.inputs.len() || call.outputs.len() > function.body.outputs.len() {
+        if call.inputs.len() > function.body.inputs.len()
+            || call.outputs.len() > function.body.outputs.len()
+        {
             return refuse("a call with more inputs or outputs than the function has");
         }
         self.import(function, &label, &call)?;
@@ -72,8 +78,13 @@ impl Inliner<'_> {
         for (i, id) in function.body.inputs.iter().enumerate() {
             map.insert(id.idx(), call.input(i));
         }
-        let made: BTreeSet<usize> =
-            function.body.nodes.iter().flat_map(|n| n.outputs.iter().flatten()).map(|id| id.idx()).collect();
+        let made: BTreeSet<usize> = function
+            .body
+            .nodes
+            .iter()
+            .flat_map(|n| n.outputs.iter().flatten())
+            .map(|id| id.idx())
+            .collect();
         let mut handed_on = Vec::new();
         for (i, id) in function.body.outputs.iter().enumerate() {
             let Some(out) = call.output(i) else { continue };
@@ -135,7 +146,9 @@ impl Inliner<'_> {
                 Some(v) if v == *version => {}
                 None => self.model.set_opset(domain, *version),
                 Some(v) => {
-                    let what = format!("a function of operator set {version} in a model of operator set {v}");
+                    let what = format!(
+                        "a function of operator set {version} in a model of operator set {v}"
+                    );
                     return Err(Error::Unsupported {
                         node: label.to_owned(),
                         op_type: call.op_type.clone(),

@@ -23,8 +23,8 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Bytes of values (inputs, intermediate results and outputs; not the model's constants) that one call of a
-    /// `run` may hold at once. `None` is no limit. Values that are the same in every run are computed by the first
-    /// and kept, within half of this.
+    /// `run` may hold at once. `None` is no limit. Values that are the same in every run (dequantized weights) are
+    /// computed by the first run and kept if they fit into an eighth of this, which the other values then lack.
     pub max_bytes: Option<usize>,
 }
 
@@ -38,6 +38,9 @@ pub struct Port {
     /// Whether it has a value if the caller gives none (an input that is also an initializer).
     pub has_default: bool,
 }
+
+/// Tensors by the names of a model's inputs or outputs.
+pub type Named = Vec<(String, Tensor)>;
 
 /// What one node took.
 #[derive(Clone, Debug)]
@@ -166,7 +169,7 @@ impl Interpreter {
     pub fn run_profiled(
         &self,
         inputs: Vec<(String, Tensor)>,
-    ) -> Result<(Vec<(String, Tensor)>, Vec<NodeTime>), Error> {
+    ) -> Result<(Named, Vec<NodeTime>), Error> {
         let mut times = Vec::with_capacity(self.steps.len());
         let outputs = self.execute(inputs, &mut |_, _, _| {}, Some(&mut times))?;
         Ok((outputs, times))
@@ -206,7 +209,8 @@ impl Interpreter {
         times: Option<&mut Vec<NodeTime>>,
     ) -> Result<Vec<(String, Tensor)>, Error> {
         self.check_inputs(&inputs)?;
-        let pool = self.pools.lock().expect("no panic while the lock is held").pop().unwrap_or_default();
+        let pool =
+            self.pools.lock().expect("no panic while the lock is held").pop().unwrap_or_default();
         let result = self.execute_with(&pool, inputs, observe, times);
         self.pools.lock().expect("no panic while the lock is held").push(pool);
         result
@@ -267,7 +271,12 @@ impl Interpreter {
             self.keep(step, outputs, &mut values, observe, counts)?;
             let limit = max_bytes - self.computed_bytes.load(Ordering::Relaxed).min(max_bytes);
             if limit < values.n_bytes {
-                return Err(self.memory_error(node, &types, values.n_bytes - held.min(values.n_bytes), held));
+                return Err(self.memory_error(
+                    node,
+                    &types,
+                    values.n_bytes - held.min(values.n_bytes),
+                    held,
+                ));
             }
             if limit < usize::MAX {
                 pool.trim(limit - values.n_bytes);
@@ -325,12 +334,18 @@ impl Interpreter {
 
     /// Keeps the outputs of a step that are the same in every run, unless they are large for what they are made of
     /// or for the memory there is.
-    fn keep_computed(&self, outputs: &[Tensor], types: &ArgTypes, computed: &OnceLock<Vec<Tensor>>) -> bool {
+    fn keep_computed(
+        &self,
+        outputs: &[Tensor],
+        types: &ArgTypes,
+        computed: &OnceLock<Vec<Tensor>>,
+    ) -> bool {
         let size: usize = outputs.iter().map(n_bytes).sum();
         // Eight times: a 4-bit weight as float32. What is as large as that out of little is cheap to make.
         let is_small = size <= 8 * types.n_bytes() + 4096;
         let max_bytes = self.options.max_bytes.unwrap_or(usize::MAX);
-        let is_room = self.computed_bytes.load(Ordering::Relaxed).saturating_add(size) <= max_bytes / 2;
+        let is_room =
+            self.computed_bytes.load(Ordering::Relaxed).saturating_add(size) <= max_bytes / 8;
         let is_kept = is_small && is_room && computed.set(outputs.to_vec()).is_ok();
         if is_kept {
             self.computed_bytes.fetch_add(size, Ordering::Relaxed);
@@ -361,7 +376,7 @@ impl Interpreter {
             op_type: node.op_type.clone(),
             inputs: types.to_string(),
             needed,
-            held,
+            held: held + self.computed_bytes.load(Ordering::Relaxed),
             limit: self.options.max_bytes.unwrap_or(usize::MAX),
         }
     }
@@ -412,7 +427,8 @@ impl Values {
 }
 
 fn n_bytes(tensor: &Tensor) -> usize {
-    tensor.as_bytes().len() + tensor.as_strings().map_or(0, |s| s.iter().map(|s| s.len() + 32).sum())
+    tensor.as_bytes().len()
+        + tensor.as_strings().map_or(0, |s| s.iter().map(|s| s.len() + 32).sum())
 }
 
 /// Types and sizes of a node's inputs, shown as `float[1,3], int64[2], -`.
@@ -420,7 +436,9 @@ struct ArgTypes(Vec<Option<(DataType, Vec<usize>)>>);
 
 impl ArgTypes {
     fn of(args: &Args) -> Self {
-        Self(args.0.iter().map(|arg| arg.as_ref().map(|t| (t.dtype(), t.dims().to_vec()))).collect())
+        Self(
+            args.0.iter().map(|arg| arg.as_ref().map(|t| (t.dtype(), t.dims().to_vec()))).collect(),
+        )
     }
 }
 
@@ -429,7 +447,9 @@ impl ArgTypes {
         self.0
             .iter()
             .flatten()
-            .filter_map(|(dtype, dims)| dtype.n_bytes(midtread_graph::tensor::n_elements(dims).ok()?))
+            .filter_map(|(dtype, dims)| {
+                dtype.n_bytes(midtread_graph::tensor::n_elements(dims).ok()?)
+            })
             .sum()
     }
 }
@@ -463,9 +483,14 @@ fn check_input<'a>(
     }
     let Some(dims) = ty.dims() else { return Ok(()) };
     let got = tensor.dims();
-    let fits = dims.len() == got.len() && dims.iter().zip(got).all(|(d, &n)| d.known().is_none_or(|d| d == n));
+    let fits = dims.len() == got.len()
+        && dims.iter().zip(got).all(|(d, &n)| d.known().is_none_or(|d| d == n));
     if !fits {
-        return Err(Error::InputShape { name: port.name.clone(), wanted: dims.to_vec(), got: got.to_vec() });
+        return Err(Error::InputShape {
+            name: port.name.clone(),
+            wanted: dims.to_vec(),
+            got: got.to_vec(),
+        });
     }
     for (dim, &size) in dims.iter().zip(got) {
         let Dim::Symbol(symbol) = dim else { continue };

@@ -31,5 +31,5 @@ mod schedule;
 
 pub use error::Error;
 pub use inline::inline_functions;
-pub use interpreter::{Interpreter, NodeTime, Options, Port};
+pub use interpreter::{Interpreter, Named, NodeTime, Options, Port};
 pub use schedule::topological_order;

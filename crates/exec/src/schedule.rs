@@ -22,8 +22,15 @@ pub(crate) struct Step {
 }
 
 /// Operators whose outputs differ although their inputs do not.
-const RANDOM: &[&str] =
-    &["Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"];
+const RANDOM: &[&str] = &[
+    "Bernoulli",
+    "Dropout",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+];
 
 /// The nodes that the outputs depend on, in the order of the file as far as dependencies allow.
 pub(crate) fn schedule(graph: &Graph, opset_imports: &[(String, i64)]) -> Result<Vec<Step>, Error> {
@@ -38,7 +45,8 @@ pub(crate) fn schedule(graph: &Graph, opset_imports: &[(String, i64)]) -> Result
         .map(|i| {
             let node = &graph.nodes[i];
             let (def, opset) = resolve(graph, node, opset_imports)?;
-            let (is_last_use, is_used) = (vec![false; node.inputs.len()], vec![false; node.outputs.len()]);
+            let (is_last_use, is_used) =
+                (vec![false; node.inputs.len()], vec![false; node.outputs.len()]);
             let same = !RANDOM.contains(&node.op_type.as_str())
                 && node.inputs.iter().flatten().all(|id| is_constant[id.idx()]);
             node.outputs.iter().flatten().for_each(|id| is_constant[id.idx()] = same);
@@ -126,7 +134,8 @@ pub fn topological_order(graph: &Graph) -> Result<Vec<usize>, Error> {
             }
         }
     }
-    if let Some(id) = graph.outputs.iter().find(|id| !given[id.idx()] && maker[id.idx()].is_none()) {
+    if let Some(id) = graph.outputs.iter().find(|id| !given[id.idx()] && maker[id.idx()].is_none())
+    {
         return Err(Error::UndefinedOutput(graph.value_name(*id).to_owned()));
     }
 
@@ -144,9 +153,13 @@ pub fn topological_order(graph: &Graph) -> Result<Vec<usize>, Error> {
         }
     }
     if order.len() < graph.nodes.len() {
-        let stuck = waits_for.iter().position(|&n| n != 0).expect("a node is missing from the order");
+        let stuck =
+            waits_for.iter().position(|&n| n != 0).expect("a node is missing from the order");
         let node = &graph.nodes[stuck];
-        return Err(Error::Cycle { node: graph.label(node).to_owned(), op_type: node.op_type.clone() });
+        return Err(Error::Cycle {
+            node: graph.label(node).to_owned(),
+            op_type: node.op_type.clone(),
+        });
     }
     Ok(order)
 }

@@ -11,7 +11,8 @@ struct Folder(std::path::PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("midtread-exec-{name}-{}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("midtread-exec-{name}-{}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
@@ -29,7 +30,8 @@ fn ulps_of_largest(ours: &Tensor, theirs: &Tensor) -> f64 {
     assert_eq!(ours.dims(), theirs.dims());
     let (a, b): (Vec<f32>, Vec<f32>) = (ours.to_vec().unwrap(), theirs.to_vec().unwrap());
     let largest = b.iter().fold(0.0_f64, |m, x| m.max(f64::from(x.abs())));
-    let worst = a.iter().zip(&b).fold(0.0_f64, |m, (x, y)| m.max((f64::from(*x) - f64::from(*y)).abs()));
+    let worst =
+        a.iter().zip(&b).fold(0.0_f64, |m, (x, y)| m.max((f64::from(*x) - f64::from(*y)).abs()));
     if worst == 0.0 { 0.0 } else { worst / largest * f64::from(1 << 24) }
 }
 
@@ -53,11 +55,14 @@ fn compare(model: &Path, inputs: Vec<(String, Tensor)>, name: &str) -> (usize, f
     ]);
     let theirs: BTreeMap<String, Tensor> = npz::read(&answered).into_iter().collect();
 
-    let interpreter = Interpreter::new(&midtread_onnx::load(model).unwrap(), Options::default()).unwrap();
+    let interpreter =
+        Interpreter::new(&midtread_onnx::load(model).unwrap(), Options::default()).unwrap();
     let (mut n, mut worst) = (0, (0.0, String::new()));
     interpreter
         .run_observed(inputs, &mut |_, name, ours| {
-            let Some(theirs) = theirs.get(name).filter(|_| ours.dtype() == DataType::Float) else { return };
+            let Some(theirs) = theirs.get(name).filter(|_| ours.dtype() == DataType::Float) else {
+                return;
+            };
             let ulps = ulps_of_largest(ours, theirs);
             n += 1;
             if worst.0 < ulps {

@@ -68,7 +68,8 @@ impl DataType {
             Uint2 | Int2 => 2,
             Uint4 | Int4 | Float4E2M1 => 4,
             Float6E2M3 | Float6E3M2 => 6,
-            Uint8 | Int8 | Bool | Float8E4M3FN | Float8E4M3FNUZ | Float8E5M2 | Float8E5M2FNUZ | Float8E8M0 => 8,
+            Uint8 | Int8 | Bool | Float8E4M3FN | Float8E4M3FNUZ | Float8E5M2 | Float8E5M2FNUZ
+            | Float8E8M0 => 8,
             Uint16 | Int16 | Float16 | Bfloat16 => 16,
             Float | Int32 | Uint32 => 32,
             Int64 | Double | Uint64 | Complex64 => 64,
@@ -86,7 +87,8 @@ impl DataType {
         use DataType::*;
         matches!(
             self,
-            Float | Float16
+            Float
+                | Float16
                 | Double
                 | Bfloat16
                 | Float8E4M3FN

@@ -111,7 +111,8 @@ impl Rewrite {
         // Stable sorts keep the order of the calls.
         self.before.sort_by_key(|&(i, _)| i);
         self.after.sort_by_key(|&(i, _)| i);
-        let (mut before, mut after) = (self.before.into_iter().peekable(), self.after.into_iter().peekable());
+        let (mut before, mut after) =
+            (self.before.into_iter().peekable(), self.after.into_iter().peekable());
         let n_nodes = graph.nodes.len();
         let mut nodes = Vec::with_capacity(n_nodes);
         for (i, node) in std::mem::take(&mut graph.nodes).into_iter().enumerate() {

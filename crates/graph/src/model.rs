@@ -156,9 +156,15 @@ pub enum AttrValue {
     Graphs(Vec<Graph>),
     Types(Vec<Type>),
     /// Inside a function: the value of the attribute `name` of the node that calls it, of ONNX type number `ty`.
-    Ref { name: String, ty: i32 },
+    Ref {
+        name: String,
+        ty: i32,
+    },
     /// A kind that is only carried (sparse tensors): ONNX type number, and the attribute's encoded fields.
-    Opaque { ty: i32, fields: Opaque },
+    Opaque {
+        ty: i32,
+        fields: Opaque,
+    },
 }
 
 impl Model {
@@ -280,7 +286,11 @@ impl Graph {
         if !node.name.is_empty() {
             return &node.name;
         }
-        node.outputs.iter().flatten().next().map_or(node.op_type.as_str(), |&id| self.value_name(id))
+        node.outputs
+            .iter()
+            .flatten()
+            .next()
+            .map_or(node.op_type.as_str(), |&id| self.value_name(id))
     }
 
     /// What is known of a value's element type and sizes; a constant's come from its tensor.
@@ -342,7 +352,9 @@ impl Graph {
         for graph in self.nodes.iter().flat_map(Node::subgraphs) {
             let mut inner = Vec::new();
             graph.captures(&mut inner);
-            names.extend(inner.into_iter().filter(|n| !self.find(n).is_some_and(|id| own[id.idx()])));
+            names.extend(
+                inner.into_iter().filter(|n| !self.find(n).is_some_and(|id| own[id.idx()])),
+            );
         }
     }
 }
@@ -400,7 +412,9 @@ impl Node {
     pub fn set_attr(&mut self, name: &str, value: AttrValue) {
         match self.attrs.iter_mut().find(|a| a.name == name) {
             Some(attr) => attr.value = value,
-            None => self.attrs.push(Attr { name: name.to_owned(), value, doc_string: String::new() }),
+            None => {
+                self.attrs.push(Attr { name: name.to_owned(), value, doc_string: String::new() })
+            }
         }
     }
 

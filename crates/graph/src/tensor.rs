@@ -108,13 +108,21 @@ pub fn n_elements(dims: &[usize]) -> Result<usize, TensorError> {
 
 impl Tensor {
     /// A tensor over shared bytes, which are not copied.
-    pub fn from_bytes(dtype: DataType, dims: Vec<usize>, bytes: Bytes) -> Result<Self, TensorError> {
+    pub fn from_bytes(
+        dtype: DataType,
+        dims: Vec<usize>,
+        bytes: Bytes,
+    ) -> Result<Self, TensorError> {
         check_length(dtype, &dims, bytes.len())?;
         Ok(Self { dtype, dims, storage: Storage::Shared(bytes), notes: None })
     }
 
     /// A tensor over a buffer, which is not copied. Bytes of `buf` past the needed length are cut off.
-    pub fn from_buf(dtype: DataType, dims: Vec<usize>, mut buf: AlignedBuf) -> Result<Self, TensorError> {
+    pub fn from_buf(
+        dtype: DataType,
+        dims: Vec<usize>,
+        mut buf: AlignedBuf,
+    ) -> Result<Self, TensorError> {
         let needed = dtype.n_bytes(n_elements(&dims)?);
         let needed = needed.ok_or_else(|| TensorError::TooLarge { dims: dims.clone() })?;
         if buf.len < needed {
@@ -154,7 +162,12 @@ impl Tensor {
         if needed != got {
             return Err(TensorError::Length { dtype: DataType::String, dims, needed, got });
         }
-        Ok(Self { dtype: DataType::String, dims, storage: Storage::Strings(Arc::new(strings)), notes: None })
+        Ok(Self {
+            dtype: DataType::String,
+            dims,
+            storage: Storage::Strings(Arc::new(strings)),
+            notes: None,
+        })
     }
 
     /// Element type.
@@ -243,7 +256,7 @@ impl Tensor {
     pub fn to_aligned(&self) -> Self {
         let align = self.dtype.n_bits().map_or(1, |bits| bits.div_ceil(8).next_power_of_two());
         match &self.storage {
-            Storage::Shared(bytes) if bytes.as_ptr() as usize % align != 0 => {
+            Storage::Shared(bytes) if !(bytes.as_ptr() as usize).is_multiple_of(align) => {
                 let storage = Storage::Aligned(Arc::new(AlignedBuf::from_bytes(bytes)));
                 Self { storage, ..self.clone() }
             }
@@ -365,7 +378,11 @@ struct Line([u8; 64]);
 impl AlignedBuf {
     /// `n_bytes` zeros. Large buffers come zeroed from the system, without being written here.
     pub fn zeroed(n_bytes: usize) -> Self {
-        Self { lines: bytemuck::allocation::zeroed_vec(n_bytes.div_ceil(64)), len: n_bytes, home: None }
+        Self {
+            lines: bytemuck::allocation::zeroed_vec(n_bytes.div_ceil(64)),
+            len: n_bytes,
+            home: None,
+        }
     }
 
     /// A copy.

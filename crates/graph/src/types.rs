@@ -18,12 +18,24 @@ pub struct Type {
 #[expect(missing_docs, reason = "the names are the specification's")]
 pub enum TypeKind {
     /// A dense tensor. `elem` is `None` where the file leaves it open, `shape` where even the rank is unknown.
-    Tensor { elem: Option<DataType>, shape: Option<Shape> },
-    SparseTensor { elem: Option<DataType>, shape: Option<Shape> },
+    Tensor {
+        elem: Option<DataType>,
+        shape: Option<Shape>,
+    },
+    SparseTensor {
+        elem: Option<DataType>,
+        shape: Option<Shape>,
+    },
     Sequence(Option<Box<Type>>),
     Optional(Option<Box<Type>>),
-    Map { key: Option<DataType>, value: Option<Box<Type>> },
-    Opaque { domain: String, name: String },
+    Map {
+        key: Option<DataType>,
+        value: Option<Box<Type>>,
+    },
+    Opaque {
+        domain: String,
+        name: String,
+    },
     /// A `TypeProto` with nothing set.
     Unset,
 }

@@ -49,7 +49,8 @@ impl Figures {
                 counts[class].1 += 1;
             }
         }
-        let share = |&(hits, n): &(u32, u32)| if n == 0 { 0.0 } else { f64::from(hits) / f64::from(n) };
+        let share =
+            |&(hits, n): &(u32, u32)| if n == 0 { 0.0 } else { f64::from(hits) / f64::from(n) };
         Self {
             name: name.to_owned(),
             bytes,
@@ -73,7 +74,11 @@ pub fn steps(result: &Quantized, n_samples: usize) -> Vec<Step> {
                 .filter(|pass| !pass.changes.is_empty())
                 .map(|pass| format!("{} {}", pass.name, pass.changes.len()))
                 .collect();
-            let what = if changed.is_empty() { "nothing to change".to_owned() } else { changed.join(", ") };
+            let what = if changed.is_empty() {
+                "nothing to change".to_owned()
+            } else {
+                changed.join(", ")
+            };
             format!("{} nodes left ({what})", result.prepared.graph.nodes.len())
         }
         "calibrate" => {
@@ -86,12 +91,18 @@ pub fn steps(result: &Quantized, n_samples: usize) -> Vec<Step> {
         ),
         _ => format!("wrote {} nodes", result.model.graph.nodes.len()),
     };
-    let step = |&(name, seconds): &(&str, f64)| Step { name: name.to_owned(), did: did(name), seconds };
+    let step =
+        |&(name, seconds): &(&str, f64)| Step { name: name.to_owned(), did: did(name), seconds };
     result.seconds.iter().map(step).collect()
 }
 
 /// The report of a quantization whose models were scored, the float model first.
-pub fn report(result: &Quantized, steps: Vec<Step>, figures: [&Figures; 2], classes: &[String]) -> Report {
+pub fn report(
+    result: &Quantized,
+    steps: Vec<Step>,
+    figures: [&Figures; 2],
+    classes: &[String],
+) -> Report {
     let variant = |f: &&Figures| Variant {
         name: f.name.clone(),
         bytes: f.bytes,
@@ -116,7 +127,8 @@ pub fn report(result: &Quantized, steps: Vec<Step>, figures: [&Figures; 2], clas
     };
     Report {
         title: "fashion_mobilenet: float32 and int8".to_owned(),
-        subtitle: "A MobileNetV2-like network on the 10,000 test images of Fashion-MNIST".to_owned(),
+        subtitle: "A MobileNetV2-like network on the 10,000 test images of Fashion-MNIST"
+            .to_owned(),
         variants: figures.iter().map(variant).collect(),
         steps,
         nodes: result.plan.nodes.iter().map(node).collect(),

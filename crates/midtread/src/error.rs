@@ -69,7 +69,9 @@ impl Error {
         match self {
             Self::Onnx(e) => e.hint().map(Into::into),
             Self::Data(e) => e.hint().map(Into::into),
-            Self::Calibrate(RunError::Model(e) | RunError::Run { source: e, .. }) => e.hint().map(Into::into),
+            Self::Calibrate(RunError::Model(e) | RunError::Run { source: e, .. }) => {
+                e.hint().map(Into::into)
+            }
             Self::Calibrate(RunError::Stats(e)) | Self::Stats(e) => e.hint().map(Into::into),
             Self::Calibrate(RunError::Read { source, .. }) | Self::Sample { source, .. } => {
                 source.downcast_ref::<midtread_data::Error>()?.hint().map(Into::into)

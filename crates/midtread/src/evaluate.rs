@@ -37,17 +37,28 @@ pub struct RunOptions<'a> {
 }
 
 /// Runs the model on every sample and keeps its answers, in the order of the samples.
-pub fn predict(model: &Model, samples: &dyn Samples, options: &RunOptions<'_>) -> Result<Vec<Prediction>, Error> {
+pub fn predict(
+    model: &Model,
+    samples: &dyn Samples,
+    options: &RunOptions<'_>,
+) -> Result<Vec<Prediction>, Error> {
     map_outputs(model, samples, options, |sample, outputs| {
         let scores = match options.output {
             Some(name) => outputs.iter().find(|(n, _)| n == name),
             None => outputs.first(),
         };
         let (name, scores) = scores.ok_or_else(|| {
-            Error::Options(format!("the model has no output `{}`", options.output.unwrap_or_default()))
+            Error::Options(format!(
+                "the model has no output `{}`",
+                options.output.unwrap_or_default()
+            ))
         })?;
         let top = top5(scores).ok_or_else(|| {
-            let what = format!("output `{name}` is {:?} of {}, not one row of float scores", scores.dims(), scores.dtype());
+            let what = format!(
+                "output `{name}` is {:?} of {}, not one row of float scores",
+                scores.dims(),
+                scores.dtype()
+            );
             Error::Options(what)
         })?;
         Ok(Prediction { sample: sample.to_owned(), top })
@@ -64,7 +75,8 @@ fn map_outputs<T: Send>(
     let names = samples.names();
     let n_threads = options.n_threads.clamp(1, names.len().max(1));
     let max_bytes = options.max_bytes.map(|n| n / n_threads);
-    let interpreter = Interpreter::new(model, midtread_exec::Options { max_bytes }).map_err(Error::Run)?;
+    let interpreter =
+        Interpreter::new(model, midtread_exec::Options { max_bytes }).map_err(Error::Run)?;
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let kept: Mutex<Vec<(usize, Result<T, Error>)>> = Mutex::new(Vec::with_capacity(names.len()));
     let worker = || {
@@ -149,13 +161,22 @@ pub fn score(
     let share = |count: usize| (n > 0).then(|| count as f64 / n as f64);
     let hits = |k: usize| {
         labels.and_then(|labels| {
-            share((0..n).filter(|&i| predictions[i].top.iter().take(k).any(|c| labels(i).contains(c))).count())
+            share(
+                (0..n)
+                    .filter(|&i| predictions[i].top.iter().take(k).any(|c| labels(i).contains(c)))
+                    .count(),
+            )
         })
     };
     let same = |other: &[Prediction]| {
         predictions.iter().zip(other).filter(|(a, b)| a.top.first() == b.top.first()).count()
     };
-    Evaluation { samples: n, top1: hits(1), top5: hits(5), agreement: against.and_then(|o| share(same(o))) }
+    Evaluation {
+        samples: n,
+        top1: hits(1),
+        top5: hits(5),
+        agreement: against.and_then(|o| share(same(o))),
+    }
 }
 
 #[cfg(test)]
@@ -164,7 +185,9 @@ mod tests {
 
     #[test]
     fn the_five_largest_come_in_order_and_ties_go_to_the_lower_class() {
-        let scores = Tensor::from_slice(vec![1, 7], &[0.1_f32, 5.0, 5.0, -1.0, 9.0, f32::NEG_INFINITY, 2.0]).unwrap();
+        let scores =
+            Tensor::from_slice(vec![1, 7], &[0.1_f32, 5.0, 5.0, -1.0, 9.0, f32::NEG_INFINITY, 2.0])
+                .unwrap();
         assert_eq!(top5(&scores), Some(vec![4, 1, 2, 6, 0]));
         assert_eq!(top5(&Tensor::vector(&[1.0_f32, 3.0])), Some(vec![1, 0]));
         assert_eq!(top5(&Tensor::from_slice(vec![2, 2], &[0.0_f32; 4]).unwrap()), None, "two rows");
@@ -178,6 +201,9 @@ mod tests {
         let labels = |i: usize| [vec![1, 3], vec![0], vec![7], vec![5]][i].clone();
         let e = score(&ours, Some(&labels), Some(&theirs));
         assert_eq!((e.top1, e.top5, e.agreement), (Some(0.5), Some(0.75), Some(0.5)));
-        assert_eq!(score(&[], Some(&labels), None), Evaluation { samples: 0, ..Evaluation::default() });
+        assert_eq!(
+            score(&[], Some(&labels), None),
+            Evaluation { samples: 0, ..Evaluation::default() }
+        );
     }
 }

@@ -24,7 +24,12 @@ pub struct Latency {
 }
 
 /// Runs the model `n_runs` times on the same inputs, after two runs that are not counted.
-pub fn latency(model: &Model, inputs: &[(String, Tensor)], n_runs: usize, n_threads: usize) -> Result<Latency, Error> {
+pub fn latency(
+    model: &Model,
+    inputs: &[(String, Tensor)],
+    n_runs: usize,
+    n_threads: usize,
+) -> Result<Latency, Error> {
     let interpreter =
         Interpreter::new(model, midtread_exec::Options { max_bytes: None }).map_err(Error::Run)?;
     let pool = rayon::ThreadPoolBuilder::new()

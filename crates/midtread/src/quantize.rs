@@ -71,7 +71,11 @@ pub struct Quantized {
 ///
 /// `samples` may be `None` for the dynamic and weight-only schemes. All options are checked before the first sample
 /// is read.
-pub fn quantize(model: Model, samples: Option<&dyn Samples>, options: &Options<'_>) -> Result<Quantized, Error> {
+pub fn quantize(
+    model: Model,
+    samples: Option<&dyn Samples>,
+    options: &Options<'_>,
+) -> Result<Quantized, Error> {
     let mut seconds = Vec::new();
     let mut timed = |name, since: Instant| seconds.push((name, since.elapsed().as_secs_f64()));
 
@@ -94,7 +98,12 @@ pub fn quantize(model: Model, samples: Option<&dyn Samples>, options: &Options<'
         Scheme::Static => {
             let samples = samples.ok_or(midtread_quant::Error::NoStats)?;
             let start = Instant::now();
-            let stats = measure(&prepared, samples, options.collect.unwrap_or_else(|| collect(&options.plan)), options)?;
+            let stats = measure(
+                &prepared,
+                samples,
+                options.collect.unwrap_or_else(|| collect(&options.plan)),
+                options,
+            )?;
             timed("calibrate", start);
             Some(stats)
         }
@@ -129,7 +138,8 @@ impl Ranges for AnyRange {
 /// What the plan's calibrators read: nothing more is collected.
 fn collect(plan: &PlanOptions) -> Collect {
     let overrides = plan.overrides.tensors.values().filter_map(|o| o.calibrator.as_ref());
-    let histogram = overrides.chain([&plan.calibrator]).any(|calibrator| calibrator.def.needs_histogram);
+    let histogram =
+        overrides.chain([&plan.calibrator]).any(|calibrator| calibrator.def.needs_histogram);
     if histogram { Collect::Histogram } else { Collect::Extrema }
 }
 

@@ -20,6 +20,10 @@ impl Samples for DataSamples {
 }
 
 /// The samples at `path`, for a model with the inputs `specs`.
-pub fn open(path: impl AsRef<Path>, specs: &[InputSpec], options: &Options) -> Result<DataSamples, Error> {
+pub fn open(
+    path: impl AsRef<Path>,
+    specs: &[InputSpec],
+    options: &Options,
+) -> Result<DataSamples, Error> {
     Ok(DataSamples(midtread_data::open(path, specs, options)?))
 }

@@ -55,7 +55,8 @@ fn text(path: &Path) -> &str {
 /// Loads in ONNX Runtime, passes its checker, and is no larger than the file it came from.
 fn check(path: &Path, source: &Path) {
     oracle(&["check", text(path)]);
-    let (after, before) = (std::fs::metadata(path).unwrap().len(), std::fs::metadata(source).unwrap().len());
+    let (after, before) =
+        (std::fs::metadata(path).unwrap().len(), std::fs::metadata(source).unwrap().len());
     assert!(after <= before, "{}: {after} bytes from {before}", path.display());
 }
 
@@ -66,7 +67,10 @@ fn scales(path: &Path) -> BTreeMap<String, Vec<f64>> {
         Value::Array(list) => list.iter().map(|x| x.as_f64().unwrap()).collect(),
         one => vec![one.as_f64().unwrap()],
     };
-    map.iter().filter(|(name, _)| name.ends_with("_scale")).map(|(name, v)| (name.clone(), numbers(v))).collect()
+    map.iter()
+        .filter(|(name, _)| name.ends_with("_scale"))
+        .map(|(name, v)| (name.clone(), numbers(v)))
+        .collect()
 }
 
 fn quantize_efficientnet(format: Format, granularity: WeightGranularity) -> (Quantized, PathBuf) {
@@ -100,7 +104,11 @@ fn efficientnet_scales_equal_onnxruntimes_own_and_its_answers_stay() {
         assert_eq!(a.len(), b.len(), "{name}");
         for (x, y) in a.iter().zip(b) {
             // Both are extrema of float32 sums in different orders.
-            assert!((x / y - 1.0).abs() <= 1e-6, "{name}: {x} here, {y} there, {:e} apart", x / y - 1.0);
+            assert!(
+                (x / y - 1.0).abs() <= 1e-6,
+                "{name}: {x} here, {y} there, {:e} apart",
+                x / y - 1.0
+            );
         }
     }
 }
@@ -141,7 +149,9 @@ fn minilm_dynamic_is_as_good_as_onnxruntimes_own() {
     let theirs = folder.path().join("theirs.onnx");
     oracle(&["quantize-dynamic", text(&source), text(&theirs)]);
     let assets = asset("");
-    let spearman = |path: &Path| oracle(&["wordsim", text(path), "--dir", text(&assets)])["spearman"].as_f64().unwrap();
+    let spearman = |path: &Path| {
+        oracle(&["wordsim", text(path), "--dir", text(&assets)])["spearman"].as_f64().unwrap()
+    };
     let (a, b) = (spearman(&ours), spearman(&theirs));
     assert!((a - b).abs() <= 0.01 || a > b, "{a} here, {b} there");
 }
@@ -154,13 +164,19 @@ fn the_demo_net_keeps_its_accuracy_in_every_scheme_and_form() {
     let model = onnx::load(&source).unwrap();
     let specs = InputSpec::of(&model).unwrap();
     let open = |name: &str, n| {
-        let options = data::Options { limit: Some(n), preprocess: Preprocess::preset("fashion_mnist") };
-        midtread::samples::open(&demo(name), &specs, &options).unwrap()
+        let options =
+            data::Options { limit: Some(n), preprocess: Preprocess::preset("fashion_mnist") };
+        midtread::samples::open(demo(name), &specs, &options).unwrap()
     };
     let calibration = open("calibration-images-idx3-ubyte.gz", 256);
     let test = open("t10k-images-idx3-ubyte.gz", 1000);
-    let run =
-        RunOptions { n_threads: 2, max_bytes: None, output: None, progress: &|_| {}, interrupted: &NEVER };
+    let run = RunOptions {
+        n_threads: 2,
+        max_bytes: None,
+        output: None,
+        progress: &|_| {},
+        interrupted: &NEVER,
+    };
     let float = predict(&model, &test, &run).unwrap();
     for (scheme, format, at_least) in [
         (Scheme::Static, Format::Qdq, 0.985),
@@ -170,7 +186,8 @@ fn the_demo_net_keeps_its_accuracy_in_every_scheme_and_form() {
     ] {
         let what = format!("{scheme} {format}");
         let plan = PlanOptions { scheme, ..PlanOptions::default() };
-        let result = midtread::quantize(model.clone(), Some(&calibration), &options(plan, format)).unwrap();
+        let result =
+            midtread::quantize(model.clone(), Some(&calibration), &options(plan, format)).unwrap();
         let path = save(&result.model, folder.path(), &format!("{scheme}_{format}.onnx"));
         check(&path, &source);
         let quantized = onnx::load(&path).unwrap();

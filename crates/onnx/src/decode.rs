@@ -258,7 +258,7 @@ fn named<'a>(info: &'a ValueInfoProto, what: &'static str) -> Result<&'a str, Pr
 
 /// Takes over what the file says about a value, unless it said so before.
 fn describe(graph: &mut Graph, id: ValueId, info: ValueInfoProto) -> Result<(), Problem> {
-    let ty = info.r#type.map(|ty| decode_type(ty)).transpose();
+    let ty = info.r#type.map(decode_type).transpose();
     let ty = ty.map_err(|what| Problem::Type { value: graph.value_name(id).to_owned(), what })?;
     let value = graph.value_mut(id);
     if value.ty.is_none() {

@@ -145,7 +145,7 @@ impl Layout {
 
     /// Writes the external data.
     pub(crate) fn write_data(&self, out: &mut impl Write) -> io::Result<()> {
-        const ZEROS: [u8; ALIGN_LARGE as usize] = [0; ALIGN_LARGE as usize];
+        static ZEROS: [u8; ALIGN_LARGE as usize] = [0; ALIGN_LARGE as usize];
         let mut pos = 0;
         for (offset, tensor) in &self.tensors {
             out.write_all(&ZEROS[..(offset - pos) as usize])?;

@@ -424,9 +424,7 @@ fn every_way_to_store_elements_gives_the_bytes_of_raw_data() {
         assert_eq!(again, tensor, "{dtype}");
 
         // One entry fewer, or none, does not make up for the shape.
-        for field in [&mut proto.int32_data] {
-            field.pop();
-        }
+        proto.int32_data.pop();
         proto.float_data.pop();
         proto.double_data.pop();
         proto.int64_data.pop();

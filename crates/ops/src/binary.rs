@@ -228,10 +228,9 @@ fn pow(ctx: &EvalCtx<'_>, mut args: Args) -> Result<Vec<Tensor>, OpError> {
         return Ok(vec![kernel(ctx, &a, &b, BinaryOp::Pow)?]);
     }
     let dims = broadcast(&[a.dims(), b.dims()])?;
-    let exponents: Vec<Exponent> =
-        by_type!(b.dtype(), B in [f32, f64, i8, i16, i32, i64, u8, u16, u32, u64] => {
-            Ok(elements::<B>(&b)?.iter().map(|b| b.exponent()).collect())
-        })?;
+    let exponents: Vec<Exponent> = by_type!(b.dtype(), B in [f32, f64, i8, i16, i32, i64, u8, u16, u32, u64] => {
+        Ok(elements::<B>(&b)?.iter().map(|b| b.exponent()).collect())
+    })?;
     by_type!(a.dtype(), A in [f32, f64, i32, i64] => {
         let xa = elements::<A>(&a)?;
         let y = ctx.pool.fill::<A>(dims, |out| {

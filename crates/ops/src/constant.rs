@@ -180,6 +180,7 @@ pub(crate) static RANGE: OpDef = OpDef {
         }
         by_type!(start.dtype(), T in [f32, f64, i16, i32, i64] => {
             let [start, limit, delta] = [elements::<T>(start)?[0], elements::<T>(limit)?[0], elements::<T>(delta)?[0]];
+            #[allow(clippy::unnecessary_cast, reason = "the type is one of several")]
             let n = ((limit as f64 - start as f64) / delta as f64).ceil().max(0.0);
             if !n.is_finite() {
                 return Err(OpError::Invalid("a range with a step of 0".to_owned()));

@@ -46,6 +46,10 @@ impl OpDef {
     }
 }
 
+/// Bounds of a clamp, given the node and the constants among its inputs: lower and upper, infinite where there is
+/// none. `None` where they are not constant.
+pub type Bounds = fn(&Node, &dyn Fn(usize) -> Option<f32>) -> Option<(f32, f32)>;
+
 /// How a quantizer treats an operator.
 pub enum Role {
     /// It has an integer form, or moves values that may be integers.
@@ -60,7 +64,7 @@ pub enum Role {
     /// activation.
     Clamp {
         /// Lower and upper bound; infinite where there is none.
-        bounds: fn(&Node, constants: &dyn Fn(usize) -> Option<f32>) -> Option<(f32, f32)>,
+        bounds: Bounds,
     },
     /// It computes on shapes, indices or masks: never quantized, and not worth a line in the ledger.
     Structural,

@@ -338,7 +338,7 @@ fn split_sizes(
     }
     let even = opset < 18;
     let parts = if even { parts } else { attr::size(node, "num_outputs", parts)? };
-    if parts == 0 || even && n % parts != 0 {
+    if parts == 0 || even && !n.is_multiple_of(parts) {
         return Err(OpError::Invalid(format!("{n} entries in {parts} equal parts")));
     }
     let size = n.div_ceil(parts);

@@ -137,7 +137,7 @@ impl SymDim {
 /// Divides by a single term, if every term of `a` divides.
 fn divide_exactly(a: &Expr, b: &Expr) -> Option<Expr> {
     let [(divisor, &by)] = b.0.iter().collect::<Vec<_>>()[..] else {
-        return (a == b).then(|| Expr::one());
+        return (a == b).then(Expr::one);
     };
     let mut terms = BTreeMap::new();
     for (monomial, &coefficient) in &a.0 {

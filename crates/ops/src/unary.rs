@@ -31,7 +31,11 @@ pub(crate) fn map<T: Element>(
 }
 
 /// [`map`], once for each type and not for each function: what matters in `f32` has a kernel.
-fn map_dyn<T: Element>(ctx: &EvalCtx<'_>, mut x: Tensor, f: &dyn Fn(T) -> T) -> Result<Tensor, OpError> {
+fn map_dyn<T: Element>(
+    ctx: &EvalCtx<'_>,
+    mut x: Tensor,
+    f: &dyn Fn(T) -> T,
+) -> Result<Tensor, OpError> {
     if x.is_unique() {
         for e in x.to_mut::<T>()? {
             *e = f(*e);
@@ -594,7 +598,9 @@ fn test_float(
         let src = elements::<T>(x)?;
         let y = fill_bools(ctx, x.dims().to_vec(), |dst| {
             for (d, &s) in dst.iter_mut().zip(src.iter()) {
-                *d = u8::from(test(f64::from(s)));
+                #[allow(clippy::useless_conversion, reason = "the same text serves `f32`")]
+                let value = f64::from(s);
+                *d = u8::from(test(value));
             }
         })?;
         Ok(vec![y])

@@ -59,10 +59,12 @@ fn tensor_of(node: &Node) -> Result<Tensor, &'static str> {
         ("value_int", AttrValue::Int(value)) => Ok(Tensor::scalar(*value)),
         ("value_ints", AttrValue::Ints(values)) => Ok(Tensor::vector(values)),
         ("value_string", AttrValue::String(value)) => {
-            Tensor::from_strings(Vec::new(), vec![value.clone()]).map_err(|_| "its string is no tensor")
+            Tensor::from_strings(Vec::new(), vec![value.clone()])
+                .map_err(|_| "its string is no tensor")
         }
         ("value_strings", AttrValue::Strings(values)) => {
-            Tensor::from_strings(vec![values.len()], values.clone()).map_err(|_| "its strings are no tensor")
+            Tensor::from_strings(vec![values.len()], values.clone())
+                .map_err(|_| "its strings are no tensor")
         }
         ("sparse_value", _) => Err("its value is a sparse tensor"),
         _ => Err("its attribute is of no known form"),

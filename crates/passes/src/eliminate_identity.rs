@@ -110,7 +110,9 @@ fn is_identity(graph: &Graph, view: &View, node: &Node, opset: i64) -> bool {
             let to = node.int("to").and_then(|to| DataType::from_onnx(i32::try_from(to).ok()?));
             to.is_some() && to == graph.type_of(x).and_then(|ty| ty.elem())
         }
-        "Transpose" => node.ints("perm").is_some_and(|perm| perm.iter().copied().eq(0..perm.len() as i64)),
+        "Transpose" => {
+            node.ints("perm").is_some_and(|perm| perm.iter().copied().eq(0..perm.len() as i64))
+        }
         "Reshape" | "Expand" => same_dims(graph, x, node.output(0)),
         "Pad" => {
             let pads = match opset {
@@ -145,7 +147,9 @@ fn same_dims(graph: &Graph, x: ValueId, y: Option<ValueId>) -> bool {
 fn is_neutral(graph: &Graph, view: &View, node: &Node, neutral: f32) -> bool {
     let [Some(x), Some(c)] = node.inputs[..] else { return false };
     let Some(constant) = view.constant(graph, c) else { return false };
-    let Some(rank) = graph.type_of(x).and_then(|ty| ty.dims().map(<[Dim]>::len)) else { return false };
+    let Some(rank) = graph.type_of(x).and_then(|ty| ty.dims().map(<[Dim]>::len)) else {
+        return false;
+    };
     let fits = constant.dims().len() <= rank && constant.dims().iter().all(|&d| d == 1);
     fits && equals(constant, neutral)
 }
@@ -155,8 +159,12 @@ fn equals(constant: &Tensor, value: f32) -> bool {
         DataType::Float => {
             constant.to_vec::<f32>().is_ok_and(|v| v.iter().all(|x| x.to_bits() == value.to_bits()))
         }
-        DataType::Int64 => constant.to_vec::<i64>().is_ok_and(|v| v.iter().all(|&x| x == value as i64)),
-        DataType::Int32 => constant.to_vec::<i32>().is_ok_and(|v| v.iter().all(|&x| x == value as i32)),
+        DataType::Int64 => {
+            constant.to_vec::<i64>().is_ok_and(|v| v.iter().all(|&x| x == value as i64))
+        }
+        DataType::Int32 => {
+            constant.to_vec::<i32>().is_ok_and(|v| v.iter().all(|&x| x == value as i32))
+        }
         _ => false,
     }
 }

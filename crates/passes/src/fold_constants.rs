@@ -99,10 +99,13 @@ fn fold(
     }
 
     let freed = freed_bytes(graph, view, node);
-    let allowed = i64::try_from(ctx.options.max_growth).unwrap_or(i64::MAX).saturating_sub(ctx.growth);
+    let allowed =
+        i64::try_from(ctx.options.max_growth).unwrap_or(i64::MAX).saturating_sub(ctx.growth);
     let allowed = usize::try_from(allowed.saturating_add(freed)).unwrap_or(0);
     let too_large = |n_bytes: usize| {
-        Err(Some(format!("its {n_bytes} bytes are more than the {allowed} by which constants may grow here")))
+        Err(Some(format!(
+            "its {n_bytes} bytes are more than the {allowed} by which constants may grow here"
+        )))
     };
     if let Some(n_bytes) = inferred_bytes(def, node, opset, &constants)
         && allowed < n_bytes
@@ -133,15 +136,27 @@ fn freed_bytes(graph: &Graph, view: &View, node: &Node) -> i64 {
     ids.sort_unstable();
     ids.dedup();
     let only_here = ids.into_iter().filter(|&id| view.links.only_consumer(id).is_some());
-    let n_bytes: usize = only_here.filter_map(|id| Some(view.constant(graph, id)?.as_bytes().len())).sum();
+    let n_bytes: usize =
+        only_here.filter_map(|id| Some(view.constant(graph, id)?.as_bytes().len())).sum();
     i64::try_from(n_bytes).unwrap_or(i64::MAX)
 }
 
 /// The size of the outputs, where the shape rule tells, before anything of that size is made.
-fn inferred_bytes(def: &OpDef, node: &Node, opset: i64, constants: &[Option<Tensor>]) -> Option<usize> {
+fn inferred_bytes(
+    def: &OpDef,
+    node: &Node,
+    opset: i64,
+    constants: &[Option<Tensor>],
+) -> Option<usize> {
     let info = |tensor: &Tensor| Info {
         elem: Some(tensor.dtype()),
-        dims: Some(tensor.dims().iter().map(|&d| SymDim::from_dim(&midtread_graph::Dim::Known(d))).collect()),
+        dims: Some(
+            tensor
+                .dims()
+                .iter()
+                .map(|&d| SymDim::from_dim(&midtread_graph::Dim::Known(d)))
+                .collect(),
+        ),
         value: None,
         constant: Some(tensor.clone()),
     };

@@ -42,13 +42,15 @@ fn run(model: &mut Model, ctx: &mut Ctx<'_>) -> Result<(), Error> {
 
 /// The tensor that an inferred value is, if every element is a number.
 fn tensor_of(info: &Info) -> Option<Tensor> {
-    let values: Vec<i64> = info.value.as_ref()?.iter().map(SymDim::as_known).collect::<Option<_>>()?;
+    let values: Vec<i64> =
+        info.value.as_ref()?.iter().map(SymDim::as_known).collect::<Option<_>>()?;
     let dims = info.dims.as_ref()?.iter().map(|d| usize::try_from(d.as_known()?).ok());
     let dims: Vec<usize> = dims.collect::<Option<_>>()?;
     match info.elem? {
         DataType::Int64 => Tensor::from_slice(dims, &values).ok(),
         DataType::Int32 => {
-            let values: Vec<i32> = values.into_iter().map(|v| i32::try_from(v).ok()).collect::<Option<_>>()?;
+            let values: Vec<i32> =
+                values.into_iter().map(|v| i32::try_from(v).ok()).collect::<Option<_>>()?;
             Tensor::from_slice(dims, &values).ok()
         }
         _ => None,

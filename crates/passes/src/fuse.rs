@@ -51,11 +51,14 @@ impl Linear {
     ) -> Result<Self, Refusal> {
         let i = view.producer(y).ok_or(None)?;
         let node = &graph.nodes[i];
-        if !canonical_domain(&node.domain).is_empty() || !op_types.contains(&node.op_type.as_str()) {
+        if !canonical_domain(&node.domain).is_empty() || !op_types.contains(&node.op_type.as_str())
+        {
             return Err(None);
         }
         let w_id = node.input(1).ok_or(None)?;
-        if view.constant(graph, w_id).is_none() && ["Gemm", "MatMul"].contains(&node.op_type.as_str()) {
+        if view.constant(graph, w_id).is_none()
+            && ["Gemm", "MatMul"].contains(&node.op_type.as_str())
+        {
             // A product of two activations has no weight.
             return Err(None);
         }
@@ -63,9 +66,11 @@ impl Linear {
         if view.links.only_consumer(y) != Some(user) {
             return Err(unmet(name, "it has another use"));
         }
-        let weight_tensor =
-            view.constant(graph, w_id).ok_or_else(|| unmet(w_name, "the weight is not constant"))?;
-        let weight = floats(weight_tensor).ok_or_else(|| unmet(w_name, "the weight is not float32"))?;
+        let weight_tensor = view
+            .constant(graph, w_id)
+            .ok_or_else(|| unmet(w_name, "the weight is not constant"))?;
+        let weight =
+            floats(weight_tensor).ok_or_else(|| unmet(w_name, "the weight is not float32"))?;
         let dims = weight_tensor.dims().to_vec();
         if dims.contains(&0) {
             return Err(unmet(w_name, "the weight is empty"));
@@ -113,10 +118,12 @@ impl Linear {
             && let Some(b_id) = node.input(2)
         {
             let b_name = graph.value_name(b_id);
-            let bias =
-                view.constant(graph, b_id).ok_or_else(|| unmet(b_name, "the bias is not constant"))?;
-            let mut bias =
-                linear.per_channel_bias(bias, node.op_type == "Gemm").map_err(|why| unmet(b_name, why))?;
+            let bias = view
+                .constant(graph, b_id)
+                .ok_or_else(|| unmet(b_name, "the bias is not constant"))?;
+            let mut bias = linear
+                .per_channel_bias(bias, node.op_type == "Gemm")
+                .map_err(|why| unmet(b_name, why))?;
             let beta = if node.op_type == "Gemm" { node.float("beta").unwrap_or(1.0) } else { 1.0 };
             if beta != 1.0 {
                 bias.iter_mut().for_each(|b| *b *= beta);
@@ -188,7 +195,8 @@ impl Linear {
     ) {
         let name = graph.value_name(out).to_owned();
         if let Some(weight) = weight {
-            let tensor = Tensor::from_slice(self.weight_dims.clone(), &weight).expect("as many as before");
+            let tensor =
+                Tensor::from_slice(self.weight_dims.clone(), &weight).expect("as many as before");
             let id = graph.add_constant(&format!("{name}_weight"), tensor);
             graph.nodes[self.node].inputs[1] = Some(id);
         }

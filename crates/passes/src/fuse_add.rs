@@ -49,7 +49,9 @@ fn fused(graph: &Graph, view: &View, i: usize) -> Result<(Linear, Vec<f32>), Ref
     if !is_add && !node.is("Sub") {
         return Err(None);
     }
-    let ([Some(a), Some(b)], Some(_)) = (&node.inputs[..], node.output(0)) else { return Err(None) };
+    let ([Some(a), Some(b)], Some(_)) = (&node.inputs[..], node.output(0)) else {
+        return Err(None);
+    };
     // Only a sum may have its constant first.
     let (x, c) = match (view.constant(graph, *a), view.constant(graph, *b)) {
         (None, Some(c)) => (*a, c),

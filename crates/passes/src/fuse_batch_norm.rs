@@ -62,7 +62,9 @@ fn fused(graph: &Graph, view: &View, i: usize, opset: i64) -> Result<Fused, Refu
         return Err(None);
     }
     let label = graph.label(node);
-    let [Some(x), Some(gamma), Some(beta), Some(mean), Some(var)] = node.inputs[..] else { return Err(None) };
+    let [Some(x), Some(gamma), Some(beta), Some(mean), Some(var)] = node.inputs[..] else {
+        return Err(None);
+    };
     node.output(0).ok_or(None)?;
     let is_training = match opset {
         ..=6 => node.int("is_test").unwrap_or(0) == 0,
@@ -85,10 +87,12 @@ fn fused(graph: &Graph, view: &View, i: usize, opset: i64) -> Result<Fused, Refu
         }
         Ok(values)
     };
-    let (gamma, beta, mean, var) = (parameter(gamma)?, parameter(beta)?, parameter(mean)?, parameter(var)?);
+    let (gamma, beta, mean, var) =
+        (parameter(gamma)?, parameter(beta)?, parameter(mean)?, parameter(var)?);
     let epsilon = node.float("epsilon").unwrap_or(1e-5);
 
-    let k: Vec<f32> = gamma.iter().zip(&var).map(|(gamma, var)| gamma / (var + epsilon).sqrt()).collect();
+    let k: Vec<f32> =
+        gamma.iter().zip(&var).map(|(gamma, var)| gamma / (var + epsilon).sqrt()).collect();
     if !all_finite(&k) {
         return Err(unmet(label, "its scale is not finite for some channel"));
     }

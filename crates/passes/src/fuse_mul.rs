@@ -50,7 +50,9 @@ fn fused(graph: &Graph, view: &View, i: usize) -> Result<Fused, Refusal> {
     if !is_mul && !node.is("Div") {
         return Err(None);
     }
-    let ([Some(a), Some(b)], Some(_)) = (&node.inputs[..], node.output(0)) else { return Err(None) };
+    let ([Some(a), Some(b)], Some(_)) = (&node.inputs[..], node.output(0)) else {
+        return Err(None);
+    };
     // Only a product may have its constant first.
     let (x, c) = match (view.constant(graph, *a), view.constant(graph, *b)) {
         (None, Some(c)) => (*a, c),

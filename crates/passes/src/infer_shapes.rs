@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use midtread_graph::{Dim, Graph, Model, Node, Type, TypeKind, ValueId, model::opset_of};
-use midtread_ops::{Info, InferCtx, SymDim};
+use midtread_ops::{InferCtx, Info, SymDim};
 
 use crate::{
     error::Error,
@@ -56,7 +56,8 @@ pub fn infer(model: &Model) -> Inference {
     let mut is_input = vec![false; graph.values().len()];
     graph.inputs.iter().for_each(|id| is_input[id.idx()] = true);
 
-    let mut result = Inference { infos: vec![Info::default(); graph.values().len()], ..Inference::default() };
+    let mut result =
+        Inference { infos: vec![Info::default(); graph.values().len()], ..Inference::default() };
     for id in graph.inputs.iter().chain(&graph.initializers) {
         let value = graph.value(*id);
         let info = &mut result.infos[id.idx()];
@@ -85,7 +86,8 @@ pub fn infer(model: &Model) -> Inference {
         for id in &node.outputs {
             let inferred = outputs.next().unwrap_or_default();
             let Some(id) = *id else { continue };
-            let (info, contradiction) = merge(inferred, graph.value(id).ty.as_ref(), is_output[id.idx()]);
+            let (info, contradiction) =
+                merge(inferred, graph.value(id).ty.as_ref(), is_output[id.idx()]);
             result.contradictions.extend(contradiction.map(|text| (id, text)));
             result.infos[id.idx()] = info;
         }
@@ -139,14 +141,19 @@ fn merge(inferred: Info, ty: Option<&Type>, is_output: bool) -> (Info, Option<St
     }
     match (&mut info.dims, dims) {
         (Some(a), Some(b)) if a.len() != b.len() => {
-            contradiction = Some(format!("the file said it has rank {}, but its node makes {}", b.len(), a.len()));
+            contradiction = Some(format!(
+                "the file said it has rank {}, but its node makes {}",
+                b.len(),
+                a.len()
+            ));
         }
         (Some(a), Some(b)) => {
             for (axis, (a, b)) in a.iter_mut().zip(b).enumerate() {
                 match (a.as_known(), b.as_known()) {
                     (Some(x), Some(y)) if x != y => {
-                        contradiction =
-                            Some(format!("the file said its size {axis} is {y}, but its node makes {x}"));
+                        contradiction = Some(format!(
+                            "the file said its size {axis} is {y}, but its node makes {x}"
+                        ));
                     }
                     (Some(_), _) => {}
                     // The value's own elements were computed with the inferred size; they stay consistent.
@@ -181,7 +188,8 @@ fn write_types(graph: &mut Graph, infos: &[Info]) -> usize {
     let mut is_output = vec![false; graph.values().len()];
     graph.outputs.iter().for_each(|id| is_output[id.idx()] = true);
 
-    let made: Vec<ValueId> = graph.nodes.iter().flat_map(|n| n.outputs.iter().copied().flatten()).collect();
+    let made: Vec<ValueId> =
+        graph.nodes.iter().flat_map(|n| n.outputs.iter().copied().flatten()).collect();
     let mut n_changed = 0;
     for id in made {
         let info = &infos[id.idx()];
@@ -262,7 +270,10 @@ pub fn fix_dims(model: &mut Model, dims: &BTreeMap<String, usize>) -> Result<(),
             (axis < rank).then_some((id, axis))
         });
         let Some((id, axis)) = position else {
-            return Err(Error::UnknownDim { name: name.clone(), known: dim_names(graph, &required) });
+            return Err(Error::UnknownDim {
+                name: name.clone(),
+                known: dim_names(graph, &required),
+            });
         };
         let dim = graph.value(id).ty.as_ref().and_then(Type::dims).map(|dims| dims[axis].clone());
         match dim {
@@ -311,7 +322,9 @@ fn is_name(text: &str) -> bool {
 fn dim_names(graph: &Graph, inputs: &[ValueId]) -> String {
     let mut names: Vec<String> = Vec::new();
     for &id in inputs {
-        for (axis, dim) in graph.value(id).ty.as_ref().and_then(Type::dims).unwrap_or_default().iter().enumerate() {
+        for (axis, dim) in
+            graph.value(id).ty.as_ref().and_then(Type::dims).unwrap_or_default().iter().enumerate()
+        {
             let name = match dim {
                 Dim::Known(_) => continue,
                 Dim::Symbol(symbol) => format!("`{symbol}`"),

@@ -24,7 +24,9 @@ fn run(model: &mut Model, ctx: &mut Ctx<'_>) -> Result<(), Error> {
             model.functions.clear();
             ctx.change(&at, "calls no functions any more");
         }
-        Err(midtread_exec::Error::Unsupported { node, what, .. }) => ctx.skip(&node, format!("it is {what}")),
+        Err(midtread_exec::Error::Unsupported { node, what, .. }) => {
+            ctx.skip(&node, format!("it is {what}"))
+        }
         Err(source) => {
             return Err(Error::Graph { graph: model.graph.name.clone(), source: Box::new(source) });
         }

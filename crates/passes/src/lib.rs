@@ -29,7 +29,9 @@ pub mod upgrade_opset;
 mod view;
 
 pub use error::Error;
-pub use prepare::{Change, Ctx, PassDef, PassReport, PassSet, PrepareOptions, Report, Skip, prepare};
+pub use prepare::{
+    Change, Ctx, PassDef, PassReport, PassSet, PrepareOptions, Report, Skip, prepare,
+};
 pub use upgrade_opset::upgrade;
 
 /// Every pass, in the order in which they run. `--pass` and `--skip-pass` values and

@@ -96,7 +96,12 @@ pub struct PrepareOptions {
 
 impl Default for PrepareOptions {
     fn default() -> Self {
-        Self { passes: PassSet::default(), dims: BTreeMap::new(), opset: None, max_growth: 64 * 1024 }
+        Self {
+            passes: PassSet::default(),
+            dims: BTreeMap::new(),
+            opset: None,
+            max_growth: 64 * 1024,
+        }
     }
 }
 
@@ -216,7 +221,12 @@ pub fn prepare(mut model: Model, options: &PrepareOptions) -> Result<(Model, Rep
     let mut report = Report {
         passes: passes
             .iter()
-            .map(|pass| PassReport { name: pass.name, changes: Vec::new(), skips: Vec::new(), n_types: 0 })
+            .map(|pass| PassReport {
+                name: pass.name,
+                changes: Vec::new(),
+                skips: Vec::new(),
+                n_types: 0,
+            })
             .collect(),
         ..Report::default()
     };
@@ -234,7 +244,8 @@ pub fn prepare(mut model: Model, options: &PrepareOptions) -> Result<(Model, Rep
             pass_report.skips = ctx.skips;
         }
     }
-    if model.ir_version < 4 && model.graph.initializers.len() != n_initializer_inputs(&model.graph) {
+    if model.ir_version < 4 && model.graph.initializers.len() != n_initializer_inputs(&model.graph)
+    {
         // Before version 4, every initializer must be an input.
         model.ir_version = 4;
     }
@@ -252,7 +263,8 @@ fn sort_nodes(graph: &mut Graph) -> Result<(), Error> {
         .map_err(|source| Error::Graph { graph: graph.name.clone(), source: Box::new(source) })?;
     if !order.is_sorted() {
         let mut nodes: Vec<_> = std::mem::take(&mut graph.nodes).into_iter().map(Some).collect();
-        graph.nodes = order.into_iter().map(|i| nodes[i].take().expect("each index is there once")).collect();
+        graph.nodes =
+            order.into_iter().map(|i| nodes[i].take().expect("each index is there once")).collect();
     }
     Ok(())
 }

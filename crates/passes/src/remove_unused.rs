@@ -29,7 +29,12 @@ fn run(model: &mut Model, ctx: &mut Ctx<'_>) -> Result<(), Error> {
         captured.clear();
         node.subgraphs().for_each(|g| g.captures(&mut captured));
         let captured = captured.iter().filter_map(|name| graph.find(name));
-        node.inputs.iter().copied().flatten().chain(captured).for_each(|id| wanted[id.idx()] = true);
+        node.inputs
+            .iter()
+            .copied()
+            .flatten()
+            .chain(captured)
+            .for_each(|id| wanted[id.idx()] = true);
     }
     for (node, _) in graph.nodes.iter().zip(&keep).filter(|(_, keep)| !**keep) {
         ctx.change(graph.label(node), "is gone: no output depends on it");

@@ -47,16 +47,22 @@ pub fn upgrade(model: &mut Model, target: i64) -> Result<Vec<Change>, Vec<Skip>>
         return Ok(Vec::new());
     }
     if from < OLDEST || NEWEST < target {
-        let because = format!("operator sets are upgraded from {OLDEST} to {NEWEST}, not from {from} to {target}");
+        let because = format!(
+            "operator sets are upgraded from {OLDEST} to {NEWEST}, not from {from} to {target}"
+        );
         return Err(vec![refuse(&name, because)]);
     }
     if !model.functions.is_empty() {
-        return Err(vec![refuse(&name, "it has functions, with operator sets of their own".to_owned())]);
+        return Err(vec![refuse(
+            &name,
+            "it has functions, with operator sets of their own".to_owned(),
+        )]);
     }
 
     let mut skips = Vec::new();
     let mut changes = Vec::new();
-    let mut upgrade = Upgrade { graph: model.graph.clone(), rewrite: Rewrite::default(), node: 0, target };
+    let mut upgrade =
+        Upgrade { graph: model.graph.clone(), rewrite: Rewrite::default(), node: 0, target };
     for i in 0..upgrade.graph.nodes.len() {
         upgrade.node = i;
         let node = &upgrade.graph.nodes[i];
@@ -68,7 +74,8 @@ pub fn upgrade(model: &mut Model, target: i64) -> Result<Vec<Change>, Vec<Skip>>
             skips.push(refuse(&label, format!("{op_type} has a subgraph")));
             continue;
         }
-        let is_known = midtread_ops::find("", &op_type).is_some() || CHANGES.iter().any(|c| c.op_types.contains(&&*op_type));
+        let is_known = midtread_ops::find("", &op_type).is_some()
+            || CHANGES.iter().any(|c| c.op_types.contains(&&*op_type));
         if !is_known {
             skips.push(refuse(&label, format!("operator {op_type} is not supported")));
             continue;
@@ -223,7 +230,9 @@ static CHANGES: &[OpChange] = &[
     }),
     change(19, &["AveragePool"], |u| match u.node().int("ceil_mode").unwrap_or(0) {
         0 => Ok(false),
-        _ => Err("windows that begin in the padding count otherwise since AveragePool-19".to_owned()),
+        _ => {
+            Err("windows that begin in the padding count otherwise since AveragePool-19".to_owned())
+        }
     }),
     change(20, &["DFT"], |u| {
         let axis = match u.take_attr("axis") {
@@ -291,7 +300,9 @@ impl Upgrade {
 
     /// A float attribute as a scalar of input 0's type.
     fn float_like_input(&self, value: AttrValue) -> Result<Tensor, String> {
-        let AttrValue::Float(value) = value else { return Err("a bound is not a number".to_owned()) };
+        let AttrValue::Float(value) = value else {
+            return Err("a bound is not a number".to_owned());
+        };
         let elem = self.node().input(0).and_then(|id| self.graph.type_of(id)?.elem());
         match elem {
             Some(DataType::Float) => Ok(Tensor::scalar(value)),
@@ -321,7 +332,8 @@ fn softmax_13(u: &mut Upgrade) -> Result<bool, String> {
         return Err("it has no input or output".to_owned());
     };
     let rank = u.graph.type_of(x).and_then(|ty| ty.dims().map(<[_]>::len));
-    let is_last = rank.is_some_and(|rank| axis == -1 || usize::try_from(axis).is_ok_and(|a| a + 1 == rank));
+    let is_last =
+        rank.is_some_and(|rank| axis == -1 || usize::try_from(axis).is_ok_and(|a| a + 1 == rank));
     u.node_mut().set_attr("axis", AttrValue::Int(-1));
     if is_last || axis == -1 {
         return Ok(true);

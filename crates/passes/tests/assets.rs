@@ -19,9 +19,15 @@ fn reference(model: &Path, inputs: &[(String, Tensor)], folder: &Path) -> Vec<(S
 
 /// Prepares the model, and has ONNX Runtime check it and run it before and after. The largest difference, in units
 /// of `2^-24` of the largest element, must be below `bound`.
-fn prepared(name: &str, inputs: &[(String, Tensor)], options: &PrepareOptions, bound: f64) -> (Model, Report) {
+fn prepared(
+    name: &str,
+    inputs: &[(String, Tensor)],
+    options: &PrepareOptions,
+    bound: f64,
+) -> (Model, Report) {
     let path = asset(name);
-    let folder = std::env::temp_dir().join(format!("midtread-passes-{name}-{}", std::process::id()));
+    let folder =
+        std::env::temp_dir().join(format!("midtread-passes-{name}-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     let (after, report) = prepare(midtread_onnx::load(&path).unwrap(), options).unwrap();
     assert!(report.is_fixed_point);
@@ -66,7 +72,10 @@ fn efficientnet_loses_its_batch_norms_and_nothing_else() {
     for id in after.graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten()) {
         let value = after.graph.value(*id);
         let dims = value.ty.as_ref().and_then(|ty| ty.dims());
-        assert!(dims.is_some_and(|dims| dims[1..].iter().all(|d| d.known().is_some())), "{value:?}");
+        assert!(
+            dims.is_some_and(|dims| dims[1..].iter().all(|d| d.known().is_some())),
+            "{value:?}"
+        );
     }
 }
 

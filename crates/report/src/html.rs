@@ -10,8 +10,13 @@ use crate::{
 /// The report as one HTML file that needs no other.
 pub fn page(report: &Report) -> String {
     let mut body = String::new();
-    write!(body, "<header><h1>{}</h1><p>{}</p></header>", escape(&report.title), escape(&report.subtitle))
-        .expect("strings grow");
+    write!(
+        body,
+        "<header><h1>{}</h1><p>{}</p></header>",
+        escape(&report.title),
+        escape(&report.subtitle)
+    )
+    .expect("strings grow");
     body += &summary(report);
     body += &steps(report);
     if !report.classes.is_empty() {
@@ -33,11 +38,14 @@ pub fn page(report: &Report) -> String {
 }
 
 fn summary(report: &Report) -> String {
-    let mut html = String::from("<section><h2>Before and after</h2><div class=\"scroll\"><table><tr><th></th>");
+    let mut html = String::from(
+        "<section><h2>Before and after</h2><div class=\"scroll\"><table><tr><th></th>",
+    );
     let cells = |row: &dyn Fn(&Variant) -> String| -> String {
         report.variants.iter().map(|v| format!("<td>{}</td>", escape(&row(v)))).collect()
     };
-    let percent = |share: Option<f64>| share.map_or("–".into(), |s| format!("{:.2} %", 100.0 * s));
+    let percent =
+        |share: Option<f64>| share.map_or("–".into(), |s| format!("{:.2} %", 100.0 * s));
     for v in &report.variants {
         write!(html, "<th>{}</th>", escape(&v.name)).expect("strings grow");
     }
@@ -83,7 +91,9 @@ fn steps(report: &Report) -> String {
 }
 
 fn classes(report: &Report) -> String {
-    let mut html = String::from("<section><h2>By class</h2><div class=\"scroll\"><table class=\"sort\"><thead><tr><th>class</th>");
+    let mut html = String::from(
+        "<section><h2>By class</h2><div class=\"scroll\"><table class=\"sort\"><thead><tr><th>class</th>",
+    );
     for v in &report.variants {
         write!(html, "<th>{} top-1</th>", escape(&v.name)).expect("strings grow");
     }

@@ -37,7 +37,9 @@ pub fn sparkline(heights: &[f32]) -> String {
         let (x, y) = (i as f32 * step, 24.0 - 22.0 * h.clamp(0.0, 1.0));
         write!(path, "L{x:.1},{y:.1}L{:.1},{y:.1}", x + step).expect("strings grow");
     }
-    format!(r#"<svg class="spark" viewBox="0 0 96 24" aria-hidden="true"><path d="{path}L96,24Z"/></svg>"#)
+    format!(
+        r#"<svg class="spark" viewBox="0 0 96 24" aria-hidden="true"><path d="{path}L96,24Z"/></svg>"#
+    )
 }
 
 /// Text that may stand in HTML.

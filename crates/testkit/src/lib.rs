@@ -34,7 +34,9 @@ pub fn root() -> PathBuf {
 pub fn asset(name: &str) -> PathBuf {
     let folder = std::env::var_os("MIDTREAD_ASSETS").map(PathBuf::from).or_else(|| {
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        cache.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"))).map(|c| c.join("midtread"))
+        cache
+            .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
+            .map(|c| c.join("midtread"))
     });
     let path = folder.expect("a home folder").join(name);
     assert!(path.exists(), "the asset {} is missing: run `cargo xtask assets`", path.display());
@@ -47,8 +49,13 @@ pub fn asset(name: &str) -> PathBuf {
 ///
 /// When the Python environment is missing (run the tests with `cargo xtask test`) or the oracle fails.
 pub fn oracle(args: &[&str]) -> Value {
-    let python = std::env::var_os("MIDTREAD_PYTHON").map_or_else(|| root().join("target/venv/bin/python"), PathBuf::from);
-    assert!(python.exists(), "{} is missing: run the tests with `cargo xtask test`", python.display());
+    let python = std::env::var_os("MIDTREAD_PYTHON")
+        .map_or_else(|| root().join("target/venv/bin/python"), PathBuf::from);
+    assert!(
+        python.exists(),
+        "{} is missing: run the tests with `cargo xtask test`",
+        python.display()
+    );
     let output = Command::new(&python)
         .arg(root().join("tools/oracle.py"))
         .args(args)
@@ -56,5 +63,6 @@ pub fn oracle(args: &[&str]) -> Value {
         .unwrap_or_else(|e| panic!("{}: {e}", python.display()));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "oracle {args:?}: {stderr}");
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("oracle {args:?}: {e}: {stderr}"))
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|e| panic!("oracle {args:?}: {e}: {stderr}"))
 }

@@ -66,12 +66,19 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)]) {
 pub fn read(path: &Path) -> Vec<(String, Tensor)> {
     let file = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let u16_at = |at: usize| usize::from(u16::from_le_bytes([file[at], file[at + 1]]));
-    let u32_at = |at: usize| u32::from_le_bytes(file[at..at + 4].try_into().expect("four bytes")) as usize;
-    let end = (0..=file.len() - 22).rev().find(|&i| file[i..].starts_with(b"PK\x05\x06")).expect("a zip file");
+    let u32_at =
+        |at: usize| u32::from_le_bytes(file[at..at + 4].try_into().expect("four bytes")) as usize;
+    let end = (0..=file.len() - 22)
+        .rev()
+        .find(|&i| file[i..].starts_with(b"PK\x05\x06"))
+        .expect("a zip file");
     let (n, mut at) = (u16_at(end + 10), u32_at(end + 16));
     (0..n)
         .map(|_| {
-            assert!(file[at..].starts_with(b"PK\x01\x02") && u16_at(at + 10) == 0, "an uncompressed entry");
+            assert!(
+                file[at..].starts_with(b"PK\x01\x02") && u16_at(at + 10) == 0,
+                "an uncompressed entry"
+            );
             let (size, name_len, local) = (u32_at(at + 24), u16_at(at + 28), u32_at(at + 42));
             let name = std::str::from_utf8(&file[at + 46..at + 46 + name_len]).expect("a name");
             at += 46 + name_len + u16_at(at + 30) + u16_at(at + 32);
@@ -107,7 +114,8 @@ pub fn from_npy(npy: &[u8]) -> Tensor {
 }
 
 fn npy(tensor: &Tensor) -> Vec<u8> {
-    let (_, descr) = TYPES.iter().find(|(d, _)| *d == tensor.dtype()).expect("a type with a NumPy name");
+    let (_, descr) =
+        TYPES.iter().find(|(d, _)| *d == tensor.dtype()).expect("a type with a NumPy name");
     let dims: String = tensor.dims().iter().map(|d| format!("{d},")).collect();
     let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({dims}), }}");
     // The data begins at a multiple of 64; the header ends with a new line.

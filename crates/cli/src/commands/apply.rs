@@ -38,15 +38,18 @@ pub(crate) struct Apply {
 
 impl Apply {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
-        let plan = Plan::from_text(&read_text(&self.plan)?)
-            .map_err(midtread::Error::from)?;
+        let plan = Plan::from_text(&read_text(&self.plan)?).map_err(midtread::Error::from)?;
         let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
         let bytes_in = samples::model_bytes(&self.model, &model)?;
-        let (prepared, _) = midtread::passes::prepare(model, &self.prepare.options(Some(self.opset.opset))?).map_err(midtread::Error::from)?;
-        let result = midtread::apply(&prepared, &plan, self.format.format).map_err(midtread::Error::from)?;
+        let (prepared, _) =
+            midtread::passes::prepare(model, &self.prepare.options(Some(self.opset.opset))?)
+                .map_err(midtread::Error::from)?;
+        let result =
+            midtread::apply(&prepared, &plan, self.format.format).map_err(midtread::Error::from)?;
         let output = self.output.clone().unwrap_or_else(|| default_output(&self.model, "int8"));
         context.check_interrupted()?;
-        let saved = onnx::save(&result, &output, &SaveOptions::default()).map_err(midtread::Error::from)?;
+        let saved =
+            onnx::save(&result, &output, &SaveOptions::default()).map_err(midtread::Error::from)?;
         if context.json {
             context.print_json(&json!({
                 "output": output.display().to_string(),

@@ -55,7 +55,8 @@ impl Calibrate {
         };
         let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
         let samples = samples::open(&self.data, &model, context)?;
-        let (prepared, _) = midtread::passes::prepare(model, &options.prepare).map_err(midtread::Error::from)?;
+        let (prepared, _) =
+            midtread::passes::prepare(model, &options.prepare).map_err(midtread::Error::from)?;
         let collect = match self.collect {
             What::Extrema => Collect::Extrema,
             What::Histogram => Collect::Histogram,
@@ -72,7 +73,10 @@ impl Calibrate {
                 "peak_bytes": quantize::peak_bytes(),
             }));
         }
-        context.say(format!("{}: {n_tensors} tensors over {n_samples} samples", self.output.display()));
+        context.say(format!(
+            "{}: {n_tensors} tensors over {n_samples} samples",
+            self.output.display()
+        ));
         Ok(Outcome::Done)
     }
 }

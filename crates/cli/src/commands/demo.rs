@@ -26,9 +26,18 @@ use crate::{
 /// images to calibrate with.
 const MODEL: &[u8] = include_bytes!("../../../../assets/demo/fashion_mobilenet.onnx");
 const FILES: &[(&str, &[u8])] = &[
-    ("calibration-images-idx3-ubyte.gz", include_bytes!("../../../../assets/demo/calibration-images-idx3-ubyte.gz")),
-    ("t10k-images-idx3-ubyte.gz", include_bytes!("../../../../assets/demo/t10k-images-idx3-ubyte.gz")),
-    ("t10k-labels-idx1-ubyte.gz", include_bytes!("../../../../assets/demo/t10k-labels-idx1-ubyte.gz")),
+    (
+        "calibration-images-idx3-ubyte.gz",
+        include_bytes!("../../../../assets/demo/calibration-images-idx3-ubyte.gz"),
+    ),
+    (
+        "t10k-images-idx3-ubyte.gz",
+        include_bytes!("../../../../assets/demo/t10k-images-idx3-ubyte.gz"),
+    ),
+    (
+        "t10k-labels-idx1-ubyte.gz",
+        include_bytes!("../../../../assets/demo/t10k-labels-idx1-ubyte.gz"),
+    ),
 ];
 const CLASSES: &str = include_str!("../../../../assets/demo/labels.json");
 
@@ -45,7 +54,8 @@ impl Demo {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
         let start = Instant::now();
         let folder = &self.output;
-        fs::create_dir_all(folder).map_err(|source| Error::File { path: folder.clone(), source })?;
+        fs::create_dir_all(folder)
+            .map_err(|source| Error::File { path: folder.clone(), source })?;
         let float_path = folder.join("fashion_mobilenet.onnx");
         let int8_path = folder.join("fashion_mobilenet.int8.onnx");
         write(&float_path, MODEL)?;
@@ -93,7 +103,9 @@ impl Demo {
         let int8 = onnx::load(&int8_path).map_err(Error::from)?;
         let float_answers = self.score(context, "float32", &float, &test)?;
         let int8_answers = self.score(context, "int8", &int8, &test)?;
-        let one = test.sample(0).map_err(|source| Error::Sample { sample: test.names()[0].clone(), source })?;
+        let one = test
+            .sample(0)
+            .map_err(|source| Error::Sample { sample: test.names()[0].clone(), source })?;
         let time = |model: &Model| latency(model, &one.inputs, 100, 1);
         let (float_time, int8_time) = (time(&result.prepared)?, time(&int8)?);
         let right: Vec<Vec<usize>> = test
@@ -103,12 +115,26 @@ impl Demo {
             .map(|(i, name)| labels.get(i, name).map(<[usize]>::to_vec).unwrap_or_default())
             .collect();
         let bytes = |path: &PathBuf| fs::metadata(path).map(|m| m.len()).unwrap_or(0);
-        let float_figures = Figures::new("float32", bytes(&float_path), &float_answers, &right, None, float_time.median);
-        let int8_figures =
-            Figures::new("int8", bytes(&int8_path), &int8_answers, &right, Some(&float_answers), int8_time.median);
+        let float_figures = Figures::new(
+            "float32",
+            bytes(&float_path),
+            &float_answers,
+            &right,
+            None,
+            float_time.median,
+        );
+        let int8_figures = Figures::new(
+            "int8",
+            bytes(&int8_path),
+            &int8_answers,
+            &right,
+            Some(&float_answers),
+            int8_time.median,
+        );
 
         let classes: Vec<String> = serde_json::from_str(CLASSES)?;
-        let report: Report = demo::report(&result, steps, [&float_figures, &int8_figures], &classes);
+        let report: Report =
+            demo::report(&result, steps, [&float_figures, &int8_figures], &classes);
         let report_path = folder.join("report.html");
         write(&report_path, html::page(&report).as_bytes())?;
 
@@ -134,19 +160,31 @@ impl Demo {
                 format!("{:.3} ms", f.latency_ms),
             ]
         };
-        let heading = ["", "size", "top-1 of 10,000", "agrees with float", "one picture, one thread"];
-        let rows = vec![heading.map(str::to_owned).to_vec(), row(&float_figures), row(&int8_figures)];
+        let heading =
+            ["", "size", "top-1 of 10,000", "agrees with float", "one picture, one thread"];
+        let rows =
+            vec![heading.map(str::to_owned).to_vec(), row(&float_figures), row(&int8_figures)];
         context.say("");
         context.say(table(&rows).trim_end());
         context.say("Both ran in midtread's interpreter, which computes a QDQ model exactly as ONNX defines it, step by");
         context.say("step in float: it is for checking. A runtime with integer kernels runs the same file faster.");
         context.say("");
-        context.say(format!("Everything is in {}; open {} in a browser.", folder.display(), report_path.display()));
+        context.say(format!(
+            "Everything is in {}; open {} in a browser.",
+            folder.display(),
+            report_path.display()
+        ));
         context.say(format!("{:.1} s in all.", start.elapsed().as_secs_f64()));
         Ok(Outcome::Done)
     }
 
-    fn score(&self, context: &Context, what: &str, model: &Model, test: &DataSamples) -> anyhow::Result<Vec<Prediction>> {
+    fn score(
+        &self,
+        context: &Context,
+        what: &str,
+        model: &Model,
+        test: &DataSamples,
+    ) -> anyhow::Result<Vec<Prediction>> {
         let bar = context.bar(&format!("score {what}"), test.names().len());
         let options = RunOptions {
             n_threads: context.n_threads,

@@ -69,7 +69,9 @@ impl Inspect {
             let opsets: Vec<String> = model
                 .opset_imports
                 .iter()
-                .map(|(domain, v)| format!("{} {v}", if domain.is_empty() { "ai.onnx" } else { domain }))
+                .map(|(domain, v)| {
+                    format!("{} {v}", if domain.is_empty() { "ai.onnx" } else { domain })
+                })
                 .collect();
             context.say(format!(
                 "{}: {}, IR {}, {}, by {}",
@@ -88,7 +90,8 @@ impl Inspect {
             let mut rows = vec![vec!["operator".to_owned(), "nodes".to_owned(), "here".to_owned()]];
             for (op, n) in &ops {
                 let (domain, op_type) = op.rsplit_once('.').unwrap_or(("", op));
-                let here = if midtread::ops::find(domain, op_type).is_some() { "runs" } else { "unknown" };
+                let here =
+                    if midtread::ops::find(domain, op_type).is_some() { "runs" } else { "unknown" };
                 rows.push(vec![op.clone(), n.to_string(), here.to_owned()]);
             }
             context.say(table(&rows).trim_end());
@@ -108,7 +111,11 @@ fn operators(graph: &Graph) -> BTreeMap<String, usize> {
     let mut ops = BTreeMap::new();
     for node in &graph.nodes {
         let domain = midtread::graph::model::canonical_domain(&node.domain);
-        let name = if domain.is_empty() { node.op_type.clone() } else { format!("{domain}.{}", node.op_type) };
+        let name = if domain.is_empty() {
+            node.op_type.clone()
+        } else {
+            format!("{domain}.{}", node.op_type)
+        };
         *ops.entry(name).or_insert(0) += 1;
     }
     ops
@@ -117,12 +124,18 @@ fn operators(graph: &Graph) -> BTreeMap<String, usize> {
 fn node_table(graph: &Graph) -> String {
     let mut rows = vec![["node", "operator", "inputs", "output"].map(str::to_owned).to_vec()];
     for node in &graph.nodes {
-        let names: Vec<&str> = node.inputs.iter().map(|id| id.map_or("-", |id| graph.value_name(id))).collect();
+        let names: Vec<&str> =
+            node.inputs.iter().map(|id| id.map_or("-", |id| graph.value_name(id))).collect();
         let output = node.output(0).map_or(String::new(), |id| {
             let ty = graph.type_of(id).as_ref().map_or("?".into(), Type::to_string);
             format!("{}: {ty}", graph.value_name(id))
         });
-        rows.push(vec![graph.label(node).to_owned(), node.op_type.clone(), names.join(" "), output]);
+        rows.push(vec![
+            graph.label(node).to_owned(),
+            node.op_type.clone(),
+            names.join(" "),
+            output,
+        ]);
     }
     table(&rows)
 }

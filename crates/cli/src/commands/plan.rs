@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::quantize::{ledger, ledger_text};
 use crate::{
-    args::{PlanArgs, OpsetArgs, PrepareArgs},
+    args::{OpsetArgs, PlanArgs, PrepareArgs},
     context::{Context, Outcome, write},
 };
 
@@ -38,8 +38,11 @@ impl PlanCommand {
         let (options, target) = (self.plan.options()?, self.plan.target()?);
         let stats = self.stats.as_deref().map(super::stats::load).transpose()?;
         let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
-        let (prepared, _) = midtread::passes::prepare(model, &self.prepare.options(Some(self.opset.opset))?).map_err(midtread::Error::from)?;
-        let plan = midtread::plan(&prepared, stats.as_ref(), &target, &options).map_err(midtread::Error::from)?;
+        let (prepared, _) =
+            midtread::passes::prepare(model, &self.prepare.options(Some(self.opset.opset))?)
+                .map_err(midtread::Error::from)?;
+        let plan = midtread::plan(&prepared, stats.as_ref(), &target, &options)
+            .map_err(midtread::Error::from)?;
         write(&self.output, plan.to_text().as_bytes())?;
         let counts = plan.counts();
         if context.json {

@@ -46,17 +46,23 @@ impl Prepare {
         let model = onnx::load(path).map_err(midtread::Error::from)?;
         let bytes_in = samples::model_bytes(path, &model)?;
         let n_before = model.graph.nodes.len();
-        let (prepared, report) = midtread::passes::prepare(model, &self.prepare.options(Some(self.opset.opset))?).map_err(midtread::Error::from)?;
+        let (prepared, report) =
+            midtread::passes::prepare(model, &self.prepare.options(Some(self.opset.opset))?)
+                .map_err(midtread::Error::from)?;
         let output = self.output.clone().unwrap_or_else(|| default_output(path, "prepared"));
         context.check_interrupted()?;
-        let saved = onnx::save(&prepared, &output, &SaveOptions::default()).map_err(midtread::Error::from)?;
+        let saved = onnx::save(&prepared, &output, &SaveOptions::default())
+            .map_err(midtread::Error::from)?;
         if context.json {
             let passes: Vec<_> = report
                 .passes
                 .iter()
                 .map(|pass| {
-                    let skips: Vec<_> =
-                        pass.skips.iter().map(|s| json!({ "at": s.at, "because": s.because })).collect();
+                    let skips: Vec<_> = pass
+                        .skips
+                        .iter()
+                        .map(|s| json!({ "at": s.at, "because": s.because }))
+                        .collect();
                     json!({ "pass": pass.name, "changes": pass.changes.len(), "refused": skips })
                 })
                 .collect();

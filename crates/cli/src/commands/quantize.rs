@@ -85,10 +85,17 @@ impl Quantize {
         if let Some(path) = &self.save_plan {
             write(path, result.plan.to_text().as_bytes())?;
         }
-        let saved = onnx::save(&result.model, &output, &SaveOptions::default()).map_err(midtread::Error::from)?;
+        let saved = onnx::save(&result.model, &output, &SaveOptions::default())
+            .map_err(midtread::Error::from)?;
         let seconds = start.elapsed().as_secs_f64();
         if context.json {
-            context.print_json(&document(&output.display().to_string(), bytes_in, saved.n_bytes, &result, seconds));
+            context.print_json(&document(
+                &output.display().to_string(),
+                bytes_in,
+                saved.n_bytes,
+                &result,
+                seconds,
+            ));
             return Ok(Outcome::Done);
         }
         let counts = result.plan.counts();
@@ -110,7 +117,13 @@ impl Quantize {
     }
 }
 
-fn document(output: &str, bytes_in: u64, bytes_out: u64, result: &Quantized, seconds: f64) -> Value {
+fn document(
+    output: &str,
+    bytes_in: u64,
+    bytes_out: u64,
+    result: &Quantized,
+    seconds: f64,
+) -> Value {
     let counts = result.plan.counts();
     json!({
         "output": output,

@@ -38,8 +38,9 @@ impl Run {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
         let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
         let inputs = samples::read_inputs(&self.inputs, &model)?;
-        let interpreter = Interpreter::new(&model, midtread::exec::Options { max_bytes: context.max_bytes })
-            .map_err(midtread::Error::Run)?;
+        let interpreter =
+            Interpreter::new(&model, midtread::exec::Options { max_bytes: context.max_bytes })
+                .map_err(midtread::Error::Run)?;
         let outputs = interpreter.run(inputs.clone()).map_err(midtread::Error::Run)?;
         if let Some(path) = &self.outputs {
             samples::write_outputs(path, &outputs)?;
@@ -51,7 +52,9 @@ impl Run {
         if context.json {
             let ports: Vec<_> = outputs
                 .iter()
-                .map(|(name, t)| json!({ "name": name, "type": t.dtype().name(), "dims": t.dims() }))
+                .map(
+                    |(name, t)| json!({ "name": name, "type": t.dtype().name(), "dims": t.dims() }),
+                )
                 .collect();
             context.print_json(&json!({ "outputs": ports, "latency_ms": times }));
         } else {
@@ -68,7 +71,7 @@ impl Run {
         if self.profile {
             let (_, nodes) = interpreter.run_profiled(inputs).map_err(midtread::Error::Run)?;
             let mut nodes = nodes;
-            nodes.sort_by(|a, b| b.time.cmp(&a.time));
+            nodes.sort_by_key(|n| std::cmp::Reverse(n.time));
             let mut rows = vec![["node", "operator", "inputs", "ms"].map(str::to_owned).to_vec()];
             for n in nodes.iter().take(40) {
                 let ms = format!("{:.3}", n.time.as_secs_f64() * 1e3);

@@ -55,7 +55,7 @@ impl StatsArgs {
 pub(super) fn load(path: &Path) -> anyhow::Result<Stats> {
     let text = read_text(path)?;
     let stats = Stats::from_text(&text).map_err(midtread::Error::from);
-    Ok(anyhow::Context::with_context(stats, || path.display().to_string())?)
+    anyhow::Context::with_context(stats, || path.display().to_string())
 }
 
 fn merge(files: &[PathBuf], output: &Path, context: &Context) -> anyhow::Result<Outcome> {
@@ -75,7 +75,8 @@ fn merge(files: &[PathBuf], output: &Path, context: &Context) -> anyhow::Result<
     let (n_tensors, n_samples) = (sum.tensors().len(), sum.samples().len());
     if context.json {
         let output = output.display().to_string();
-        context.print_json(&json!({ "output": output, "tensors": n_tensors, "samples": n_samples }));
+        context
+            .print_json(&json!({ "output": output, "tensors": n_tensors, "samples": n_samples }));
     }
     context.say(format!("{}: {n_tensors} tensors over {n_samples} samples", output.display()));
     Ok(Outcome::Done)
@@ -100,7 +101,9 @@ fn show(file: &Path, filter: Option<&str>, context: &Context) -> anyhow::Result<
                 stats.range(name, &calibrator, &goal).ok()
             })
             .collect();
-        let text = |r: &Option<(f32, f32)>| r.map_or("–".into(), |(lo, hi)| format!("{lo:.4} … {hi:.4}"));
+        let text = |r: &Option<(f32, f32)>| {
+            r.map_or("–".into(), |(lo, hi)| format!("{lo:.4} … {hi:.4}"))
+        };
         rows.push(std::iter::once(name.clone()).chain(ranges.iter().map(text)).collect());
         let ranges: serde_json::Map<_, _> =
             defs.iter().zip(&ranges).map(|(def, r)| (def.name.to_owned(), json!(r))).collect();

@@ -19,7 +19,8 @@ impl Builder {
     /// Sizes are numbers, names, or `?`.
     pub(crate) fn typed_input(&mut self, name: &str, elem: DataType, dims: &[&str]) -> ValueId {
         let id = self.graph.intern(name);
-        self.graph.value_mut(id).ty = Some(Type::tensor(elem, Some(dims.iter().map(|d| dim(d)).collect())));
+        self.graph.value_mut(id).ty =
+            Some(Type::tensor(elem, Some(dims.iter().map(|d| dim(d)).collect())));
         self.graph.inputs.push(id);
         id
     }
@@ -58,7 +59,8 @@ impl Builder {
     ) -> ValueId {
         let out = self.graph.intern(output);
         let node = Node::new(op_type, &format!("{output}_node"), inputs.iter().copied(), [out]);
-        let node = attrs.iter().fold(node, |node, (name, value)| node.with_attr(name, value.clone()));
+        let node =
+            attrs.iter().fold(node, |node, (name, value)| node.with_attr(name, value.clone()));
         self.graph.nodes.push(node);
         out
     }
@@ -99,7 +101,8 @@ pub(crate) fn inputs(model: &Model, size: usize) -> Vec<(String, Tensor)> {
         .required_inputs()
         .map(|id| {
             let ty = graph.value(id).ty.clone().unwrap();
-            let dims: Vec<usize> = ty.dims().unwrap().iter().map(|d| d.known().unwrap_or(size)).collect();
+            let dims: Vec<usize> =
+                ty.dims().unwrap().iter().map(|d| d.known().unwrap_or(size)).collect();
             let n: usize = dims.iter().product();
             let ints = (0..n).map(|i| (i * 7 % 9) as i64 - 4);
             let tensor = match ty.elem().unwrap() {
@@ -123,7 +126,11 @@ pub(crate) fn prepared(model: &Model, options: &PrepareOptions) -> (Model, Repor
 }
 
 /// The same with a bound on `|difference| / largest |output|`.
-pub(crate) fn prepared_within(model: &Model, options: &PrepareOptions, bound: f32) -> (Model, Report) {
+pub(crate) fn prepared_within(
+    model: &Model,
+    options: &PrepareOptions,
+    bound: f32,
+) -> (Model, Report) {
     let (after, report) = prepare(model.clone(), options).unwrap();
     assert!(report.is_fixed_point, "{report:#?}");
     let names = |m: &Model, ids: &[ValueId]| -> Vec<String> {
@@ -144,7 +151,10 @@ pub(crate) fn prepared_within(model: &Model, options: &PrepareOptions, bound: f3
             let (a, b): (Vec<f32>, Vec<f32>) = (a.to_vec().unwrap(), b.to_vec().unwrap());
             let largest = a.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
             let worst = a.iter().zip(&b).fold(0.0_f32, |m, (x, y)| m.max((x - y).abs()));
-            assert!(a.len() == b.len() && worst <= bound * largest, "`{name}`: {worst} of {largest}");
+            assert!(
+                a.len() == b.len() && worst <= bound * largest,
+                "`{name}`: {worst} of {largest}"
+            );
         }
     }
     let again = PrepareOptions { dims: Default::default(), ..options.clone() };

@@ -1,8 +1,9 @@
 //! Batch norms and arithmetic that go into weights. Values are small integers and factors powers of two, so that both
 //! ways of computing are exact and must agree to the bit; one test has values that round.
 
-
-use crate::common::{Builder, changes, ints, only, op_types, prepared, prepared_within, skips, values_of};
+use crate::common::{
+    Builder, changes, ints, only, op_types, prepared, prepared_within, skips, values_of,
+};
 use midtread_graph::{AttrValue, Graph, Model, Node, Tensor, ValueId};
 use midtread_passes::prepare;
 
@@ -25,7 +26,12 @@ fn batch_norm(b: &mut Builder, x: ValueId, out: &str, n: usize) -> ValueId {
 
 fn conv(b: &mut Builder, x: ValueId, out: &str, dims: &[usize], group: i64) -> ValueId {
     let w = b.weights(&format!("{out}_w"), dims);
-    b.node_with("Conv", &[x, w], out, &[("group", AttrValue::Int(group)), ("pads", ints(&[1, 1, 1, 1]))])
+    b.node_with(
+        "Conv",
+        &[x, w],
+        out,
+        &[("group", AttrValue::Int(group)), ("pads", ints(&[1, 1, 1, 1]))],
+    )
 }
 
 #[test]
@@ -201,8 +207,16 @@ fn refusals_name_the_value_and_change_nothing() {
         inner.nodes.push(Node::new("Identity", "", [y], [out]));
         inner.outputs = vec![out];
         let body = AttrValue::Graph(Box::new(inner));
-        let cond = b.constant("cond", Tensor::scalar(1_u8).with_dtype(midtread_graph::DataType::Bool).unwrap());
-        let w = b.node_with("If", &[cond], "w", &[("then_branch", body.clone()), ("else_branch", body)]);
+        let cond = b.constant(
+            "cond",
+            Tensor::scalar(1_u8).with_dtype(midtread_graph::DataType::Bool).unwrap(),
+        );
+        let w = b.node_with(
+            "If",
+            &[cond],
+            "w",
+            &[("then_branch", body.clone()), ("else_branch", body)],
+        );
         vec![z, w]
     });
     refused(&captured, "fuse_batch_norm", &[another_use]);
@@ -248,8 +262,18 @@ fn constants_that_are_not_per_channel_are_refused() {
     for (op_type, pass, dims, why) in [
         ("Mul", "fuse_mul", vec![1, 1, 1, 4], "the constant does not have one value per channel"),
         ("Add", "fuse_add", vec![4], "the constant does not have one value per channel"),
-        ("Add", "fuse_add", vec![1, 1, 4, 1, 1], "the constant does not have one value per channel"),
-        ("Add", "fuse_add", vec![1, 1, 1, 1, 1], "the constant does not have one value per channel"),
+        (
+            "Add",
+            "fuse_add",
+            vec![1, 1, 4, 1, 1],
+            "the constant does not have one value per channel",
+        ),
+        (
+            "Add",
+            "fuse_add",
+            vec![1, 1, 1, 1, 1],
+            "the constant does not have one value per channel",
+        ),
         ("Mul", "fuse_mul", vec![2, 4, 1, 1], "the constant does not have one value per channel"),
     ] {
         let mut b = Builder::default();
@@ -264,7 +288,11 @@ fn constants_that_are_not_per_channel_are_refused() {
     let y = conv(&mut b, x, "y", &[4, 2, 3, 3], 1);
     let c = b.floats("c", &[], &[f32::INFINITY]);
     let z = b.node("Mul", &[y, c], "z");
-    refused(&b.model(13, &[z]), "fuse_mul", &["`z_node` was left as it is: the constant is not finite"]);
+    refused(
+        &b.model(13, &[z]),
+        "fuse_mul",
+        &["`z_node` was left as it is: the constant is not finite"],
+    );
 }
 
 #[test]

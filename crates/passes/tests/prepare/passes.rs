@@ -1,10 +1,11 @@
 //! The passes that do not change a weight.
 
-
 use std::collections::BTreeMap;
 
 use crate::common::{Builder, changes, ints, only, op_types, prepared, skips};
-use midtread_graph::{AttrValue, DataType, Dim, Graph, Model, Node, Tensor, Type, TypeKind, ValueId};
+use midtread_graph::{
+    AttrValue, DataType, Dim, Graph, Model, Node, Tensor, Type, TypeKind, ValueId,
+};
 use midtread_passes::{Error, PASSES, PassSet, PrepareOptions, prepare, upgrade};
 
 #[test]
@@ -17,7 +18,10 @@ fn names_of_passes_are_unique_and_sets_are_made_of_them() {
     }
     let err = PassSet::canonical().without("fold_everything").unwrap_err();
     assert!(matches!(err, Error::UnknownPass { .. }));
-    assert!(err.to_string().starts_with("there is no pass `fold_everything` (there are inline_functions, "));
+    assert!(
+        err.to_string()
+            .starts_with("there is no pass `fold_everything` (there are inline_functions, ")
+    );
     assert!(!PassSet::canonical().without("fuse_mul").unwrap().contains("fuse_mul"));
 }
 
@@ -231,7 +235,10 @@ fn folding_does_not_make_the_file_larger() {
             "`vt_node` was left as it is: its 120000 bytes are more than the 57544 by which constants may grow here",
         ]
     );
-    assert!(after.graph.find("w").is_none_or(|w| after.graph.constant(w).is_none()), "the old weight is gone");
+    assert!(
+        after.graph.find("w").is_none_or(|w| after.graph.constant(w).is_none()),
+        "the old weight is gone"
+    );
 }
 
 #[test]
@@ -271,7 +278,8 @@ fn shapes_follow_the_names_of_sizes_through_the_graph() {
     assert_eq!(y.to_string(), "float[batch,12]");
     assert!(skips(&report, "infer_shapes").is_empty());
     // Everything made is listed, except what an output says already.
-    let listed: Vec<_> = after.graph.value_info.iter().map(|&id| after.graph.value_name(id)).collect();
+    let listed: Vec<_> =
+        after.graph.value_info.iter().map(|&id| after.graph.value_name(id)).collect();
     assert_eq!(listed, ["shape", "n", "n1", "target"]);
 }
 
@@ -306,9 +314,11 @@ fn contradictions_with_the_file_are_told_and_the_rule_is_believed() {
     let x = b.input("x", &["2", "3"]);
     let r = b.node("Relu", &[x], "r");
     let y = b.node("Neg", &[r], "y");
-    b.graph.value_mut(r).ty = Some(Type::tensor(DataType::Float, Some(vec![Dim::Known(2), Dim::Known(4)])));
+    b.graph.value_mut(r).ty =
+        Some(Type::tensor(DataType::Float, Some(vec![Dim::Known(2), Dim::Known(4)])));
     b.graph.value_info.push(r);
-    b.graph.value_mut(y).ty = Some(Type::tensor(DataType::Float, Some(vec![Dim::Symbol("rows".into()), Dim::Unknown])));
+    b.graph.value_mut(y).ty =
+        Some(Type::tensor(DataType::Float, Some(vec![Dim::Symbol("rows".into()), Dim::Unknown])));
     let (after, report) = prepare(b.model(13, &[y]), &only(&["infer_shapes"])).unwrap();
     assert!(report.is_fixed_point);
     assert_eq!(
@@ -316,7 +326,9 @@ fn contradictions_with_the_file_are_told_and_the_rule_is_believed() {
         ["`r` has another type: the file said its size 1 is 4, but its node makes 3"]
     );
     assert_eq!(report.pass("infer_shapes").unwrap().n_types, 2);
-    let ty = |name: &str| after.graph.value(after.graph.find(name).unwrap()).ty.clone().unwrap().to_string();
+    let ty = |name: &str| {
+        after.graph.value(after.graph.find(name).unwrap()).ty.clone().unwrap().to_string()
+    };
     assert_eq!((ty("r"), ty("y")), ("float[2,3]".to_owned(), "float[2,3]".to_owned()));
 }
 
@@ -326,7 +338,8 @@ fn unknown_operators_keep_what_the_file_says() {
     let x = b.input("x", &["n", "3"]);
     let u = b.node("Frobnicate", &[x], "u");
     let y = b.node("Relu", &[u], "y");
-    b.graph.value_mut(u).ty = Some(Type::tensor(DataType::Float, Some(vec![Dim::Symbol("n".into()), Dim::Known(7)])));
+    b.graph.value_mut(u).ty =
+        Some(Type::tensor(DataType::Float, Some(vec![Dim::Symbol("n".into()), Dim::Known(7)])));
     b.graph.value_info.push(u);
     let (after, _) = prepare(b.model(13, &[y]), &PrepareOptions::default()).unwrap();
     let ty = after.graph.value(after.graph.outputs[0]).ty.clone().unwrap();
@@ -412,8 +425,18 @@ fn old_model() -> Model {
     let p = b.node_with("Pad", &[s], "p", &pads);
     let slice = [("axes", ints(&[2, 3])), ("starts", ints(&[0, 1])), ("ends", ints(&[4, 100]))];
     let l = b.node_with("Slice", &[p], "l", &slice);
-    let m = b.node_with("ReduceMean", &[l], "m", &[("axes", ints(&[1])), ("keepdims", AttrValue::Int(1))]);
-    let r = b.node_with("ReduceSum", &[m], "r", &[("axes", ints(&[3])), ("keepdims", AttrValue::Int(0))]);
+    let m = b.node_with(
+        "ReduceMean",
+        &[l],
+        "m",
+        &[("axes", ints(&[1])), ("keepdims", AttrValue::Int(1))],
+    );
+    let r = b.node_with(
+        "ReduceSum",
+        &[m],
+        "r",
+        &[("axes", ints(&[3])), ("keepdims", AttrValue::Int(0))],
+    );
     let u = b.node_with("Unsqueeze", &[r], "u", &[("axes", ints(&[0]))]);
     let q = b.node_with("Squeeze", &[u], "q", &[("axes", ints(&[0]))]);
     let d = b.node_with("Dropout", &[q], "d", &[("ratio", AttrValue::Float(0.3))]);
@@ -424,7 +447,9 @@ fn old_model() -> Model {
             .with_attr("split", ints(&[3, 1])),
     );
     let (h1, h2, h3) = (b.graph.intern("h1"), b.graph.intern("h2"), b.graph.intern("h3"));
-    b.graph.nodes.push(Node::new("Split", "split3", [h], [h1, h2, h3]).with_attr("axis", AttrValue::Int(2)));
+    b.graph
+        .nodes
+        .push(Node::new("Split", "split3", [h], [h1, h2, h3]).with_attr("axis", AttrValue::Int(2)));
     let log = b.node("LogSoftmax", &[h1], "log");
     b.model(9, &[log, h2, h3, k])
 }
@@ -449,7 +474,8 @@ fn operators_are_brought_to_every_newer_version() {
 fn an_upgrade_that_cannot_be_done_changes_nothing_and_names_the_nodes() {
     let mut model = old_model();
     model.graph.nodes[1].op_type = "Frobnicate".to_owned();
-    let spatial = Node::new("BatchNormalization", "bn", [], []).with_attr("spatial", AttrValue::Int(0));
+    let spatial =
+        Node::new("BatchNormalization", "bn", [], []).with_attr("spatial", AttrValue::Int(0));
     model.opset_imports[0].1 = 8;
     model.graph.nodes.push(spatial);
     let before = format!("{:?}", model.graph.nodes);

@@ -1,7 +1,10 @@
 //! The clipping threshold that keeps the most information, by Kullback-Leibler divergence (Migacz, "8-bit inference
 //! with TensorRT", GTC 2017).
 
-use super::{Calibrator, CalibratorDef, RangeGoal, TensorStats, histogram::{Bin, magnitudes}};
+use super::{
+    Calibrator, CalibratorDef, RangeGoal, TensorStats,
+    histogram::{Bin, magnitudes},
+};
 
 pub(super) const DEF: CalibratorDef = CalibratorDef {
     name: "entropy",

@@ -55,7 +55,9 @@ mod tests {
 
     #[test]
     fn a_value_lies_in_its_bin_whose_width_is_below_one_percent_of_it() {
-        for x in [1.0_f32, -1.0, 1.003, -0.1, 6.0, 1e-30, -1e30, f32::MAX, f32::MIN, f32::MIN_POSITIVE] {
+        for x in
+            [1.0_f32, -1.0, 1.003, -0.1, 6.0, 1e-30, -1e30, f32::MAX, f32::MIN, f32::MIN_POSITIVE]
+        {
             let [bin] = bins(&counts(&[x]))[..] else { panic!("one bin") };
             let x = f64::from(x);
             assert!(bin.lo <= x && x <= bin.hi, "{x} in {bin:?}");
@@ -72,7 +74,8 @@ mod tests {
 
     #[test]
     fn magnitudes_fold_the_signs() {
-        let folded: Vec<u64> = magnitudes(&counts(&[2.0, -2.0, -2.0, 0.0])).iter().map(|bin| bin.n).collect();
+        let folded: Vec<u64> =
+            magnitudes(&counts(&[2.0, -2.0, -2.0, 0.0])).iter().map(|bin| bin.n).collect();
         assert_eq!(folded, [1, 3]);
     }
 }

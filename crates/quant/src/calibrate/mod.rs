@@ -98,7 +98,9 @@ mod tests {
     /// Seeded, with a sum of uniforms for a bell.
     fn bell(n: usize, mut state: u64) -> Vec<f32> {
         let mut uniform = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 40) as f32 / (1_u64 << 24) as f32 - 0.5
         };
         (0..n).map(|_| (0..12).map(|_| uniform()).sum()).collect()
@@ -115,12 +117,17 @@ mod tests {
                 let none: &[f32] = &[f32::NAN, f32::INFINITY];
                 assert_eq!(range(name, &[none, &[]], goal), None, "{name}: nothing finite seen");
 
-                for data in [&bell[..], &relu, &[0.5, -2.0, f32::NAN, 3.0], &[-1.0], &[0.0; 9], &[1e-42]] {
+                for data in
+                    [&bell[..], &relu, &[0.5, -2.0, f32::NAN, 3.0], &[-1.0], &[0.0; 9], &[1e-42]]
+                {
                     let finite = data.iter().copied().filter(|x| x.is_finite());
                     let lo = finite.clone().fold(f32::INFINITY, f32::min);
                     let hi = finite.fold(f32::NEG_INFINITY, f32::max);
                     let (min, max) = range(name, &[data], goal).unwrap();
-                    assert!(lo <= min && min <= max && max <= hi, "{name}: [{min}, {max}] within [{lo}, {hi}]");
+                    assert!(
+                        lo <= min && min <= max && max <= hi,
+                        "{name}: [{min}, {max}] within [{lo}, {hi}]"
+                    );
                 }
             }
         }
@@ -130,7 +137,9 @@ mod tests {
     fn outliers_are_clipped_by_every_calibrator_that_searches() {
         let mut data = bell(200_000, 3);
         data[17] = 100.0;
-        for (name, least, most) in [("percentile", 3.0, 6.0), ("entropy", 2.0, 30.0), ("mse", 2.0, 60.0)] {
+        for (name, least, most) in
+            [("percentile", 3.0, 6.0), ("entropy", 2.0, 30.0), ("mse", 2.0, 60.0)]
+        {
             for goal in GOALS {
                 let (min, max) = range(name, &[&data], goal).unwrap();
                 assert!((least..most).contains(&max), "{name}, {goal:?}: [{min}, {max}]");

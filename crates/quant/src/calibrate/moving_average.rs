@@ -40,7 +40,11 @@ mod tests {
         }
         let goal = RangeGoal { range: QRange::I8, symmetric: false };
         let mut calibrator = Calibrator::named("moving_average").unwrap();
-        assert_eq!(stats.range(&calibrator, &goal), Some((-3.0, 3.0)), "the mean, while it weighs more");
+        assert_eq!(
+            stats.range(&calibrator, &goal),
+            Some((-3.0, 3.0)),
+            "the mean, while it weighs more"
+        );
         calibrator.averaging_constant = 0.9;
         // 1 -> 1 + .9 * 1 = 1.9 -> 1.9 + .9 * 4.1 = 5.59
         assert_eq!(stats.range(&calibrator, &goal), Some((-5.59, 5.59)));

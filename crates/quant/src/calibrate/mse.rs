@@ -2,7 +2,10 @@
 
 use midtread_num::{QParams, QRange};
 
-use super::{Calibrator, CalibratorDef, RangeGoal, TensorStats, histogram::{Bin, bins}};
+use super::{
+    Calibrator, CalibratorDef, RangeGoal, TensorStats,
+    histogram::{Bin, bins},
+};
 
 pub(super) const DEF: CalibratorDef = CalibratorDef {
     name: "mse",
@@ -17,7 +20,8 @@ fn range(stats: &TensorStats, _: &Calibrator, goal: &RangeGoal) -> (f32, f32) {
     let (min, max) = stats.min_max().expect("the caller checks that something was seen");
     let bins = coarse(&bins(stats.counts()), f64::from(max.max(-min)));
     let error = |lo: f64, hi: f64| {
-        params((min as f64 * lo) as f32, (max as f64 * hi) as f32, goal).map_or(f64::INFINITY, |p| mse(&bins, p, goal.range))
+        params((min as f64 * lo) as f32, (max as f64 * hi) as f32, goal)
+            .map_or(f64::INFINITY, |p| mse(&bins, p, goal.range))
     };
     let mut best = (error(1.0, 1.0), 1.0, 1.0);
     let try_at = |best: &mut (f64, f64, f64), lo: f64, hi: f64| {
@@ -122,7 +126,9 @@ mod tests {
         let mut stats = TensorStats::new(1);
         stats.observe(0, &data, Collect::Histogram);
         let bins = bins(stats.counts());
-        for (range, bound) in [(QRange::U8, 5.0), (QRange::I8, 2.0), (QRange::new(-8, 7).unwrap(), 2.5)] {
+        for (range, bound) in
+            [(QRange::U8, 5.0), (QRange::I8, 2.0), (QRange::new(-8, 7).unwrap(), 2.5)]
+        {
             let params = QParams::from_min_max(-bound, bound, range).unwrap();
             let predicted = mse(&bins, params, range);
             let squares = data.iter().map(|&x| {
@@ -131,7 +137,10 @@ mod tests {
             });
             let measured = squares.sum::<f64>() / data.len() as f64;
             // The bins are half a step wide at the ends of an 8-bit range: measured 0.4 % for smooth densities.
-            assert!((predicted / measured - 1.0).abs() < 0.02, "{range:?}: {predicted} for {measured}");
+            assert!(
+                (predicted / measured - 1.0).abs() < 0.02,
+                "{range:?}: {predicted} for {measured}"
+            );
         }
     }
 }

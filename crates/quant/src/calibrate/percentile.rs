@@ -1,6 +1,9 @@
 //! All but a small share of what was seen.
 
-use super::{Calibrator, CalibratorDef, RangeGoal, TensorStats, histogram::{Bin, bins, magnitudes}};
+use super::{
+    Calibrator, CalibratorDef, RangeGoal, TensorStats,
+    histogram::{Bin, bins, magnitudes},
+};
 
 pub(super) const DEF: CalibratorDef = CalibratorDef {
     name: "percentile",

@@ -89,13 +89,17 @@ pub enum RunError {
 ///
 /// The result depends on the model and the samples alone: not on their order, nor on the number of threads. Memory
 /// is bounded by the values of one sample a thread and by the summaries, however many samples there are.
-pub fn calibrate(model: &Model, samples: &dyn Samples, options: &Options<'_>) -> Result<Stats, RunError> {
+pub fn calibrate(
+    model: &Model,
+    samples: &dyn Samples,
+    options: &Options<'_>,
+) -> Result<Stats, RunError> {
     let names = samples.names();
     if names.is_empty() {
         return Err(RunError::NoSamples);
     }
     let empty = Stats::new(options.model.clone(), options.collect, names.clone())?;
-    
+
     let n_threads = options.n_threads.clamp(1, names.len());
     let max_bytes = options.max_bytes.map(|n| n / n_threads);
     let interpreter =
@@ -127,7 +131,8 @@ pub fn calibrate(model: &Model, samples: &dyn Samples, options: &Options<'_>) ->
                 .sample(i)
                 .map_err(|source| RunError::Read { sample: names[i].clone(), source })
                 .and_then(|sample| {
-                    observe(sample, &mut stats).map_err(|source| RunError::Run { sample: names[i].clone(), source })
+                    observe(sample, &mut stats)
+                        .map_err(|source| RunError::Run { sample: names[i].clone(), source })
                 });
             if let Err(error) = result {
                 // The others stop; of several failures the first sample's is told, whoever was faster.
@@ -183,10 +188,12 @@ pub fn tensors_to_observe(graph: &Graph) -> Vec<bool> {
     }
     for id in wanted {
         let value = graph.value(id);
-        let float = value.ty.as_ref().is_none_or(|ty| ty.elem().is_none_or(|e| e == DataType::Float));
+        let float =
+            value.ty.as_ref().is_none_or(|ty| ty.elem().is_none_or(|e| e == DataType::Float));
         let only_clamped = links.only_consumer(id).is_some_and(|i| {
             let node = &graph.nodes[i];
-            find(&node.domain, &node.op_type).is_some_and(|def| matches!(def.role, Role::Clamp { .. }))
+            find(&node.domain, &node.op_type)
+                .is_some_and(|def| matches!(def.role, Role::Clamp { .. }))
         });
         observed[id.idx()] = float && value.constant.is_none() && !only_clamped;
     }

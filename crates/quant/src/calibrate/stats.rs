@@ -72,8 +72,12 @@ impl CalibrateError {
     /// What the user can do about it, where there is something.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            Self::NotObserved(_) => "the statistics may belong to another version of the model: calibrate again",
-            Self::NothingFinite { .. } => "check the data, or run `midtread inspect` on the node that makes it",
+            Self::NotObserved(_) => {
+                "the statistics may belong to another version of the model: calibrate again"
+            }
+            Self::NothingFinite { .. } => {
+                "check the data, or run `midtread inspect` on the node that makes it"
+            }
             Self::NoHistogram(_) => "calibrate again with `--collect histogram`",
             Self::Merge(_) => "merge statistics of the same model over different samples",
             Self::Parse { .. } => "statistics are written by `midtread calibrate`",
@@ -98,7 +102,8 @@ impl TensorStats {
         let seen = match collect {
             Collect::Extrema => min_max(values),
             Collect::Histogram => {
-                let mut summary = Summary { extremes: Extremes::default(), counts: take(&mut self.counts) };
+                let mut summary =
+                    Summary { extremes: Extremes::default(), counts: take(&mut self.counts) };
                 summarize(values, &mut summary);
                 self.counts = summary.counts;
                 summary.extremes
@@ -154,7 +159,11 @@ impl TensorStats {
 
 impl Stats {
     /// Nothing seen yet. `samples` may be in any order; [`Stats::sample_idx`] tells where each went.
-    pub(super) fn new(model: String, collect: Collect, mut samples: Vec<String>) -> Result<Self, CalibrateError> {
+    pub(super) fn new(
+        model: String,
+        collect: Collect,
+        mut samples: Vec<String>,
+    ) -> Result<Self, CalibrateError> {
         samples.sort();
         if let Some(twice) = samples.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(CalibrateError::Merge(format!("two samples are called `{}`", twice[0])));
@@ -188,8 +197,16 @@ impl Stats {
     }
 
     /// The range a calibrator chooses for a tensor.
-    pub fn range(&self, tensor: &str, calibrator: &Calibrator, goal: &RangeGoal) -> Result<(f32, f32), CalibrateError> {
-        let stats = self.tensors.get(tensor).ok_or_else(|| CalibrateError::NotObserved(tensor.to_owned()))?;
+    pub fn range(
+        &self,
+        tensor: &str,
+        calibrator: &Calibrator,
+        goal: &RangeGoal,
+    ) -> Result<(f32, f32), CalibrateError> {
+        let stats = self
+            .tensors
+            .get(tensor)
+            .ok_or_else(|| CalibrateError::NotObserved(tensor.to_owned()))?;
         if calibrator.def.needs_histogram && self.collect == Collect::Extrema {
             return Err(CalibrateError::NoHistogram(calibrator.def.name));
         }
@@ -236,8 +253,11 @@ impl Stats {
         let samples: Vec<String> = self.samples.iter().chain(&other.samples).cloned().collect();
         let mut merged = Self::new(self.model.clone(), self.collect, samples)?;
         for part in [self, other] {
-            let to: Vec<usize> =
-                part.samples.iter().map(|s| merged.sample_idx(s).expect("every sample is there")).collect();
+            let to: Vec<usize> = part
+                .samples
+                .iter()
+                .map(|s| merged.sample_idx(s).expect("every sample is there"))
+                .collect();
             for (name, theirs) in &part.tensors {
                 let ours = merged.tensor_mut(name);
                 ours.merge(theirs);
@@ -261,7 +281,8 @@ impl Stats {
         for (name, tensor) in &self.tensors {
             let mut bins = String::new();
             for (key, n) in tensor.counts.iter() {
-                write!(bins, "{}{key:04x}:{n}", if bins.is_empty() { "" } else { " " }).expect("strings grow");
+                write!(bins, "{}{key:04x}:{n}", if bins.is_empty() { "" } else { " " })
+                    .expect("strings grow");
             }
             text.push('\n');
             text += &json(&Line {
@@ -293,10 +314,16 @@ impl Stats {
         for (i, line) in lines {
             let line: Line = serde_json::from_str(line).map_err(|e| bad(i, e.to_string()))?;
             if line.extrema.len() != stats.samples.len() {
-                let what = format!("{} extrema for {} samples", line.extrema.len(), stats.samples.len());
+                let what =
+                    format!("{} extrema for {} samples", line.extrema.len(), stats.samples.len());
                 return Err(bad(i, what));
             }
-            if line.extrema.iter().flatten().any(|(min, max)| !(min.is_finite() && max.is_finite() && min <= max)) {
+            if line
+                .extrema
+                .iter()
+                .flatten()
+                .any(|(min, max)| !(min.is_finite() && max.is_finite() && min <= max))
+            {
                 return Err(bad(i, "extrema are not finite, or not in order".into()));
             }
             let mut counts = Counts::default();
@@ -306,7 +333,8 @@ impl Stats {
                     // The bins of infinity and NaN are never counted in.
                     ((key & 0x7fff) < 0x7f80).then_some((key, n))
                 });
-                let (key, n) = parsed.ok_or_else(|| bad(i, format!("`{bin}` is not a bin and its count")))?;
+                let (key, n) =
+                    parsed.ok_or_else(|| bad(i, format!("`{bin}` is not a bin and its count")))?;
                 counts.add(key, n);
             }
             let tensor = TensorStats {
@@ -360,7 +388,12 @@ mod tests {
     }
 
     fn measured(names: &[&str]) -> Stats {
-        let mut stats = Stats::new("m".into(), Collect::Histogram, names.iter().map(|n| n.to_string()).collect()).unwrap();
+        let mut stats = Stats::new(
+            "m".into(),
+            Collect::Histogram,
+            names.iter().map(|n| n.to_string()).collect(),
+        )
+        .unwrap();
         for name in names {
             let i = stats.sample_idx(name).unwrap();
             let values = sample(name.len() * 31 + usize::from(name.as_bytes()[0]));
@@ -386,7 +419,8 @@ mod tests {
     #[test]
     fn text_is_read_back_exactly() {
         let mut stats = measured(&["a", "b"]);
-        let hard = [f32::MIN_POSITIVE, -0.1, 1.0e-45, f32::MAX, 16_777_217.0, f32::NAN, f32::NEG_INFINITY];
+        let hard =
+            [f32::MIN_POSITIVE, -0.1, 1.0e-45, f32::MAX, 16_777_217.0, f32::NAN, f32::NEG_INFINITY];
         stats.tensor_mut("z").observe(1, &hard, Collect::Histogram);
         let text = stats.to_text();
         let back = Stats::from_text(&text).unwrap();
