@@ -137,8 +137,10 @@ mod tests {
     fn outliers_are_clipped_by_every_calibrator_that_searches() {
         let mut data = bell(200_000, 3);
         data[17] = 100.0;
+        // One outlier of 200,000 moves the least squared error to about 79 for 255 steps: (21^2 + 0) / 200,000 of
+        // clipping against 0.32^2 / 12 of rounding.
         for (name, least, most) in
-            [("percentile", 3.0, 6.0), ("entropy", 2.0, 30.0), ("mse", 2.0, 60.0)]
+            [("percentile", 3.0, 6.0), ("entropy", 2.0, 30.0), ("mse", 2.0, 95.0)]
         {
             for goal in GOALS {
                 let (min, max) = range(name, &[&data], goal).unwrap();
