@@ -11,12 +11,6 @@ use crate::Result;
 /// Where one may divide by a scale: `num` defines quantization and `kernels` computes the same function.
 const DIVIDES_BY_SCALE: &[&str] = &["crates/num/", "crates/kernels/"];
 
-/// Divisions by something else that is called a scale: file, text of the line, why.
-const OTHER_SCALES: &[(&str, &str, &str)] = &[
-    ("crates/ops/src/gather.rs", "i / scale", "Resize's scale is a ratio of sizes"),
-    ("crates/ops/src/gather.rs", "(i + 0.5) / scale - 0.5", "Resize's scale is a ratio of sizes"),
-];
-
 /// The only code that puts quantization nodes into a graph.
 const WRITES_QDQ: &str = "crates/quant/src/apply/";
 
@@ -81,9 +75,7 @@ fn broken_rules(name: &str, text: &str) -> Vec<String> {
 
     if !DIVIDES_BY_SCALE.iter().any(|folder| name.starts_with(folder)) {
         for (i, line) in code.iter().enumerate() {
-            let other =
-                OTHER_SCALES.iter().any(|(file, part, _)| name == *file && line.contains(part));
-            if divides_by_scale(line) && !other {
+            if divides_by_scale(line) {
                 broken.push(format!(
                     "{name}:{}: only `num` and `kernels` divide by a scale: {}",
                     i + 1,

@@ -33,7 +33,7 @@ static TASKS: &[Task] = &[
     Task {
         name: "test",
         usage: "test [ARG ..]",
-        summary: "set up Python and the assets, build the command, run all tests; ARGs go to the test runner",
+        summary: "set up Python and the assets, run all tests; ARGs go to the test runner",
         run: test,
     },
     Task {
@@ -90,7 +90,6 @@ fn help(_: &[String]) -> Result {
 fn test(args: &[String]) -> Result {
     let python = python::environment()?;
     let assets = assets(&[])?;
-    run(cargo().args(["build", "--release", "--package", "midtread-cli"]))?;
     let with_env = |command: &mut Command| {
         run(command.env("MIDTREAD_PYTHON", &python).env("MIDTREAD_ASSETS", &assets))
     };

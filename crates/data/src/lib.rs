@@ -7,7 +7,8 @@
 //! [`Preprocess`], random numbers must be asked for.
 //!
 //! Reading order: [`spec`] (what a model takes), [`source`] (what a path holds), [`preprocess`] (from a picture to a
-//! tensor), `resample`, `images`, `arrays` over `npy` and `zip`, `idx`, [`test_sets`], [`random`](mod@random), [`labels`], [`write`],
+//! tensor), `resample`, `images`, `arrays` over `npy` and `zip`, `idx`, [`test_sets`], [`random`](mod@random), [`labels`],
+//! [`write`](mod@write),
 //! [`error`].
 #![forbid(unsafe_code)]
 

@@ -58,15 +58,14 @@ impl Taps {
     fn new(size: usize, new_size: usize, filter: Filter) -> Self {
         let scale = size as f64 / new_size as f64;
         // The filter is widened when a picture becomes smaller, not when it becomes larger.
-        let filter_scale = scale.max(1.0);
-        let support = half_width(filter) * filter_scale;
+        let stretch = scale.max(1.0);
+        let support = half_width(filter) * stretch;
         let taps = (0..new_size).map(|i| {
             let center = (i as f64 + 0.5) * scale;
             // Casts take negative numbers to 0.
             let first = (center - support + 0.5) as usize;
             let end = ((center + support + 0.5) as usize).min(size);
-            let weight =
-                |x: usize| weight(filter, (x as f64 - center + 0.5) * (1.0 / filter_scale));
+            let weight = |x: usize| weight(filter, (x as f64 - center + 0.5) * (1.0 / stretch));
             let weights: Vec<f64> = (first..end).map(weight).collect();
             let sum: f64 = weights.iter().sum();
             let fixed = |w: &f64| {

@@ -15,11 +15,11 @@
 //! # fn todo() -> (midtread::graph::Model, Stats) { unreachable!() }
 //! ```
 //!
-//! [`quantize`] does all of it. Its stages are functions too, for those who want to look between them, and what they
+//! [`quantize()`] does all of it. Its stages are functions too, for those who want to look between them, and what they
 //! leave behind ([`Stats`], [`Plan`]) is text that can be saved, compared and edited:
 //! `load -> prepare -> calibrate -> plan -> apply -> save`.
 //!
-//! Reading order: [`quantize`] (the whole way), [`evaluate`] (how good a model is), [`latency`], [`error`].
+//! Reading order: [`mod@quantize`] (the whole way), [`evaluate`] (how good a model is), [`latency`], [`samples`], [`demo`], [`error`].
 #![forbid(unsafe_code)]
 
 pub mod demo;

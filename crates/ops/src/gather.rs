@@ -1022,19 +1022,19 @@ fn resize(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
         _ => return Err(OpError::Invalid("not one scale or size for each axis".to_owned())),
     }
     let source = |d: usize, i: usize| -> Result<f64, OpError> {
-        let (n, out, scale, i) = (x.dims()[d] as f64, dims[d] as f64, factors[d], i as f64);
+        let (n, out, factor, i) = (x.dims()[d] as f64, dims[d] as f64, factors[d], i as f64);
         Ok(match transform.as_str() {
-            _ if scale == 1.0 && n == out => i,
-            "asymmetric" => i / scale,
-            "half_pixel" => (i + 0.5) / scale - 0.5,
+            _ if factor == 1.0 && n == out => i,
+            "asymmetric" => i / factor,
+            "half_pixel" => (i + 0.5) / factor - 0.5,
             "half_pixel_symmetric" => {
                 // The input's middle and the output's coincide although the size was rounded down.
-                n / 2.0 * (1.0 - out / (scale * n)) + (i + 0.5) / scale - 0.5
+                n / 2.0 * (1.0 - out / (factor * n)) + (i + 0.5) / factor - 0.5
             }
-            "tf_half_pixel_for_nn" => (i + 0.5) / scale,
+            "tf_half_pixel_for_nn" => (i + 0.5) / factor,
             "pytorch_half_pixel" => {
                 if 1.0 < out {
-                    (i + 0.5) / scale - 0.5
+                    (i + 0.5) / factor - 0.5
                 } else {
                     0.0
                 }

@@ -1,7 +1,7 @@
 //! Preparing a model for quantization: shapes inferred, constants folded, batch norms taken into convolutions,
 //! operators brought to the version a plan needs.
 //!
-//! [`prepare`] runs the passes of [`PASSES`] that [`PrepareOptions`] names, in the list's order, again and again
+//! [`prepare()`] runs the passes of [`PASSES`] that [`PrepareOptions`] names, in the list's order, again and again
 //! until none finds anything to do. Every pass says what it changed ([`Change`]) and where its rule applied but a
 //! condition did not hold ([`Skip`]). The prepared model computes what the model computed; where rounding differs,
 //! the pass says so in its own documentation.

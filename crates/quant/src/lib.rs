@@ -9,7 +9,7 @@
 //! apply:     Model + Plan + Format    -> Model   the only code that writes Q/DQ nodes
 //! ```
 //!
-//! Reading order: [`calibrate`], [`plan`] (its types first, then `decide`), [`apply`], [`error`].
+//! Reading order: [`calibrate`], [`mod@plan`] (its types first, then `decide`), [`mod@apply`], [`error`].
 #![forbid(unsafe_code)]
 
 pub mod apply;

@@ -1,7 +1,7 @@
 //! Doing: writing a plan into a graph. The only code that makes Quantize, Dequantize and QLinear nodes; it decides
 //! nothing.
 //!
-//! Reading order: [`apply`], [`store`] (constants as integers), [`qdq`], [`qoperator`], [`dynamic`] (also the
+//! Reading order: [`apply()`], [`store`] (constants as integers), [`qdq`], [`qoperator`], [`dynamic`] (also the
 //! weight-only form).
 
 mod dynamic;

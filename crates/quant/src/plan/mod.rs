@@ -2,7 +2,7 @@
 //! can be printed, saved, edited, compared, and made again with other options without calibrating again.
 //!
 //! Reading order: the types below, [`options`] (what a user can ask for), [`target`] (what a device can run),
-//! [`overrides`] (what a user says about single tensors), [`decide`] (the walk over the graph), [`groups`] (tensors
+//! [`overrides`] (what a user says about single tensors), [`mod@decide`] (the walk over the graph), [`groups`] (tensors
 //! that share parameters), [`constants`] (parameters from a weight's own values), [`text`] (saving).
 
 pub mod constants;
@@ -31,7 +31,7 @@ pub use target::{OperatorRule, TARGETS, Target};
 /// What will be quantized and how. Ordered, so that two runs print and save the same plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// Of the model it was made for: [`fingerprint`] in hexadecimal.
+    /// Of the model it was made for: [`fingerprint()`] in hexadecimal.
     pub model: String,
     /// Which of the three ways of quantizing.
     pub scheme: Scheme,
