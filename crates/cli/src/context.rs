@@ -1,6 +1,7 @@
 //! What every command has: threads, a way to stop, and the choice between JSON and text.
 
 use std::{
+    io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
@@ -81,13 +82,13 @@ impl Context {
 
     /// The one JSON document of a command, on stdout.
     pub(crate) fn print_json(&self, value: &serde_json::Value) {
-        println!("{}", serde_json::to_string_pretty(value).expect("plain data"));
+        print(&serde_json::to_string_pretty(value).expect("plain data"));
     }
 
     /// A line for people: on stdout, or nowhere when stdout is for JSON.
     pub(crate) fn say(&self, line: impl AsRef<str>) {
         if !self.json && !self.quiet {
-            println!("{}", line.as_ref());
+            print(line.as_ref());
         }
     }
 
@@ -107,6 +108,11 @@ impl Context {
     pub(crate) fn stages(&self) -> Stages {
         Stages { quiet: self.quiet, bar: Mutex::new(ProgressBar::hidden()) }
     }
+}
+
+/// A line on stdout. Whoever reads it may have seen enough (`| head`): then it goes nowhere.
+fn print(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Shows the stage that is going on.
@@ -155,7 +161,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         _ => Path::new("."),
     };
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    std::io::Write::write_all(&mut file, bytes).map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
     file.persist(path).map_err(|e| failed(e.error))?;
     Ok(())
 }
