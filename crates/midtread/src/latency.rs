@@ -23,6 +23,19 @@ pub struct Latency {
     pub p90: f64,
 }
 
+/// How long one node takes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NodeLatency {
+    /// The node.
+    pub node: String,
+    /// Its operator.
+    pub op_type: String,
+    /// Types and sizes of its inputs.
+    pub inputs: String,
+    /// The shortest time, in milliseconds.
+    pub ms: f64,
+}
+
 /// Runs the model `n_runs` times on the same inputs, after two runs that are not counted.
 pub fn latency(
     model: &Model,
@@ -32,12 +45,8 @@ pub fn latency(
 ) -> Result<Latency, Error> {
     let interpreter =
         Interpreter::new(model, midtread_exec::Options { max_bytes: None }).map_err(Error::Run)?;
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(n_threads)
-        .build()
-        .map_err(|e| Error::Options(format!("{n_threads} threads cannot be had: {e}")))?;
     let n_runs = n_runs.max(1);
-    let mut times = pool.install(|| {
+    let mut times = pool(n_threads)?.install(|| {
         let once = || {
             let inputs = inputs.to_vec();
             let start = Instant::now();
@@ -50,4 +59,39 @@ pub fn latency(
     times.sort_by(f64::total_cmp);
     let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
     Ok(Latency { runs: n_runs, threads: n_threads, min: times[0], median: at(0.5), p90: at(0.9) })
+}
+
+/// The shortest time of each node in `n_runs` runs, in the order in which they ran.
+pub fn profile(
+    interpreter: &Interpreter,
+    inputs: &[(String, Tensor)],
+    n_runs: usize,
+    n_threads: usize,
+) -> Result<Vec<NodeLatency>, Error> {
+    pool(n_threads)?.install(|| {
+        let mut shortest: Vec<NodeLatency> = Vec::new();
+        for _ in 0..n_runs.max(1) {
+            let (_, times) = interpreter.run_profiled(inputs.to_vec()).map_err(Error::Run)?;
+            for (i, time) in times.into_iter().enumerate() {
+                let ms = time.time.as_secs_f64() * 1e3;
+                match shortest.get_mut(i) {
+                    Some(node) => node.ms = node.ms.min(ms),
+                    None => shortest.push(NodeLatency {
+                        node: time.node,
+                        op_type: time.op_type,
+                        inputs: time.inputs,
+                        ms,
+                    }),
+                }
+            }
+        }
+        Ok(shortest)
+    })
+}
+
+fn pool(n_threads: usize) -> Result<rayon::ThreadPool, Error> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(n_threads)
+        .build()
+        .map_err(|e| Error::Options(format!("{n_threads} threads cannot be had: {e}")))
 }

@@ -3,7 +3,12 @@
 use std::{num::NonZero, path::PathBuf};
 
 use clap::Args;
-use midtread::{exec::Interpreter, graph::Tensor, latency::latency, onnx};
+use midtread::{
+    exec::Interpreter,
+    graph::Tensor,
+    latency::{latency, profile},
+    onnx,
+};
 use serde_json::json;
 
 use crate::{
@@ -29,7 +34,7 @@ pub(crate) struct Run {
     /// Run this many times and show how long one takes
     #[arg(long, value_name = "N")]
     repeat: Option<NonZero<usize>>,
-    /// Show how long each node takes
+    /// Show how long each node takes, at its shortest of --repeat runs
     #[arg(long)]
     profile: bool,
 }
@@ -49,6 +54,15 @@ impl Run {
             Some(n) => Some(latency(&model, &inputs, n.get(), context.n_threads)?),
             None => None,
         };
+        let nodes = match self.profile {
+            true => Some(profile(
+                &interpreter,
+                &inputs,
+                self.repeat.map_or(1, NonZero::get),
+                context.n_threads,
+            )?),
+            false => None,
+        };
         if context.json {
             let ports: Vec<_> = outputs
                 .iter()
@@ -56,26 +70,23 @@ impl Run {
                     |(name, t)| json!({ "name": name, "type": t.dtype().name(), "dims": t.dims() }),
                 )
                 .collect();
-            context.print_json(&json!({ "outputs": ports, "latency_ms": times }));
-        } else {
-            for (name, tensor) in &outputs {
-                context.say(format!("{name}: {}", describe(tensor)));
-            }
-            if let Some(t) = times {
-                context.say(format!(
-                    "{} runs on {} threads: median {:.3} ms, shortest {:.3} ms, nine of ten within {:.3} ms",
-                    t.runs, t.threads, t.median, t.min, t.p90
-                ));
-            }
+            context.print_json(&json!({ "outputs": ports, "latency_ms": times, "nodes": nodes }));
+            return Ok(Outcome::Done);
         }
-        if self.profile {
-            let (_, nodes) = interpreter.run_profiled(inputs).map_err(midtread::Error::Run)?;
-            let mut nodes = nodes;
-            nodes.sort_by_key(|n| std::cmp::Reverse(n.time));
+        for (name, tensor) in &outputs {
+            context.say(format!("{name}: {}", describe(tensor)));
+        }
+        if let Some(t) = times {
+            context.say(format!(
+                "{} runs on {} threads: median {:.3} ms, shortest {:.3} ms, nine of ten within {:.3} ms",
+                t.runs, t.threads, t.median, t.min, t.p90
+            ));
+        }
+        if let Some(mut nodes) = nodes {
+            nodes.sort_by(|a, b| b.ms.total_cmp(&a.ms));
             let mut rows = vec![["node", "operator", "inputs", "ms"].map(str::to_owned).to_vec()];
-            for n in nodes.iter().take(40) {
-                let ms = format!("{:.3}", n.time.as_secs_f64() * 1e3);
-                rows.push(vec![n.node.clone(), n.op_type.clone(), n.inputs.clone(), ms]);
+            for n in nodes.into_iter().take(40) {
+                rows.push(vec![n.node, n.op_type, n.inputs, format!("{:.3}", n.ms)]);
             }
             context.say(table(&rows).trim_end());
         }
