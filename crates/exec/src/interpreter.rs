@@ -11,7 +11,7 @@ use std::{
 };
 
 use midtread_graph::{DataType, Dim, Graph, Model, Node, Tensor, Type, ValueId};
-use midtread_ops::{Args, EvalCtx, OpError, Pool};
+use midtread_ops::{Args, EvalCtx, OpError, Pool, conv_then};
 
 use crate::{
     error::Error,
@@ -82,6 +82,32 @@ impl fmt::Debug for Interpreter {
 /// Called with every value as it is made.
 type Observe<'a> = &'a mut dyn FnMut(ValueId, &str, &Tensor);
 
+/// What a run is watched for.
+enum Watch<'a> {
+    Nothing,
+    Values(Observe<'a>),
+    Times(&'a mut Vec<NodeTime>),
+}
+
+impl Watch<'_> {
+    /// Whether every value has to be made.
+    fn wants_values(&self) -> bool {
+        matches!(self, Self::Values(_))
+    }
+
+    fn value(&mut self, id: ValueId, name: &str, tensor: &Tensor) {
+        if let Self::Values(observe) = self {
+            observe(id, name, tensor);
+        }
+    }
+
+    fn time(&mut self, time: impl FnOnce() -> NodeTime) {
+        if let Self::Times(times) = self {
+            times.push(time());
+        }
+    }
+}
+
 impl Interpreter {
     /// Checks that every node which the outputs depend on can be evaluated, and decides the order.
     ///
@@ -150,7 +176,7 @@ impl Interpreter {
 
     /// Runs the model: names and tensors of the inputs in, of the outputs out, in the model's order.
     pub fn run(&self, inputs: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>, Error> {
-        self.execute(inputs, &mut |_, _, _| {}, None)
+        self.execute(inputs, Watch::Nothing)
     }
 
     /// Like [`Interpreter::run`], and calls `observe` with every input, and with every value that a node makes as
@@ -162,16 +188,17 @@ impl Interpreter {
         inputs: Vec<(String, Tensor)>,
         observe: Observe<'_>,
     ) -> Result<Vec<(String, Tensor)>, Error> {
-        self.execute(inputs, observe, None)
+        self.execute(inputs, Watch::Values(observe))
     }
 
-    /// Like [`Interpreter::run`], and measures every node, in the order in which they ran.
+    /// Like [`Interpreter::run`], and measures every node, in the order in which they ran. Those whose work another
+    /// node does in the same pass (a Clip after a Conv) are not listed.
     pub fn run_profiled(
         &self,
         inputs: Vec<(String, Tensor)>,
     ) -> Result<(Named, Vec<NodeTime>), Error> {
         let mut times = Vec::with_capacity(self.steps.len());
-        let outputs = self.execute(inputs, &mut |_, _, _| {}, Some(&mut times))?;
+        let outputs = self.execute(inputs, Watch::Times(&mut times))?;
         Ok((outputs, times))
     }
 
@@ -205,13 +232,12 @@ impl Interpreter {
     fn execute(
         &self,
         inputs: Vec<(String, Tensor)>,
-        observe: Observe<'_>,
-        times: Option<&mut Vec<NodeTime>>,
+        watch: Watch<'_>,
     ) -> Result<Vec<(String, Tensor)>, Error> {
         self.check_inputs(&inputs)?;
         let pool =
             self.pools.lock().expect("no panic while the lock is held").pop().unwrap_or_default();
-        let result = self.execute_with(&pool, inputs, observe, times);
+        let result = self.execute_with(&pool, inputs, watch);
         self.pools.lock().expect("no panic while the lock is held").push(pool);
         result
     }
@@ -220,8 +246,7 @@ impl Interpreter {
         &self,
         pool: &Pool,
         inputs: Vec<(String, Tensor)>,
-        observe: Observe<'_>,
-        mut times: Option<&mut Vec<NodeTime>>,
+        mut watch: Watch<'_>,
     ) -> Result<Vec<(String, Tensor)>, Error> {
         let mut values = Values::new(self.graph.values().len());
         for (name, tensor) in inputs {
@@ -238,19 +263,21 @@ impl Interpreter {
                 values.put(id, default.to_aligned(), 0);
             }
             if let Some(tensor) = values.get(id) {
-                observe(id, self.graph.value_name(id), tensor);
+                watch.value(id, self.graph.value_name(id), tensor);
             }
         }
 
         let max_bytes = self.options.max_bytes.unwrap_or(usize::MAX);
         for (step, computed) in self.steps.iter().zip(&self.computed) {
+            let fused = step.fused.as_ref().filter(|_| !watch.wants_values());
+            if step.is_fused && !watch.wants_values() {
+                continue;
+            }
             let node = &self.graph.nodes[step.node];
             if let Some(outputs) = computed.get() {
                 let args = self.args(node, step, &mut values);
-                if let Some(times) = times.as_deref_mut() {
-                    times.push(self.node_time(node, &ArgTypes::of(&args), Duration::ZERO));
-                }
-                self.keep(step, outputs.clone(), &mut values, observe, Counts::Nothing)?;
+                watch.time(|| self.node_time(node, &ArgTypes::of(&args), Duration::ZERO));
+                self.keep(step, outputs.clone(), &mut values, &mut watch, Counts::Nothing)?;
                 continue;
             }
             let limit = max_bytes - self.computed_bytes.load(Ordering::Relaxed).min(max_bytes);
@@ -261,14 +288,16 @@ impl Interpreter {
             let types = ArgTypes::of(&args);
             let ctx = EvalCtx { node, opset: step.opset, pool };
             let start = Instant::now();
-            let outputs = (step.def.eval)(&ctx, args);
-            if let Some(times) = times.as_deref_mut() {
-                times.push(self.node_time(node, &types, start.elapsed()));
-            }
+            let outputs = match fused {
+                Some(fused) => conv_then(&ctx, args, &fused.followers),
+                None => (step.def.eval)(&ctx, args),
+            };
+            watch.time(|| self.node_time(node, &types, start.elapsed()));
             let outputs = outputs.map_err(|source| self.op_error(node, &types, held, source))?;
             let is_kept = step.is_constant && self.keep_computed(&outputs, &types, computed);
             let counts = if is_kept { Counts::Nothing } else { Counts::Size };
-            self.keep(step, outputs, &mut values, observe, counts)?;
+            let makes = fused.map_or(step, |fused| &self.steps[fused.last]);
+            self.keep(makes, outputs, &mut values, &mut watch, counts)?;
             let limit = max_bytes - self.computed_bytes.load(Ordering::Relaxed).min(max_bytes);
             if limit < values.n_bytes {
                 return Err(self.memory_error(
@@ -308,7 +337,7 @@ impl Interpreter {
         step: &Step,
         outputs: Vec<Tensor>,
         values: &mut Values,
-        observe: Observe<'_>,
+        watch: &mut Watch<'_>,
         counts: Counts,
     ) -> Result<(), Error> {
         let node = &self.graph.nodes[step.node];
@@ -319,7 +348,7 @@ impl Interpreter {
         }
         for ((tensor, id), &is_used) in outputs.into_iter().zip(&node.outputs).zip(&step.is_used) {
             let Some(id) = *id else { continue };
-            observe(id, self.graph.value_name(id), &tensor);
+            watch.value(id, self.graph.value_name(id), &tensor);
             // What nobody uses is dropped, and goes back to the pool by that.
             if is_used {
                 let size = match counts {

@@ -1,9 +1,12 @@
 //! In which order nodes run, and when a value is used for the last time.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+};
 
-use midtread_graph::{Graph, Node, ValueId, model::opset_of};
-use midtread_ops::OpDef;
+use midtread_graph::{DataType, Graph, Links, Node, ValueId, model::opset_of};
+use midtread_ops::{Followers, OpDef, constant_value};
 
 use crate::error::Error;
 
@@ -19,6 +22,17 @@ pub(crate) struct Step {
     pub(crate) is_used: Vec<bool>,
     /// Whether the outputs are the same in every run.
     pub(crate) is_constant: bool,
+    /// The nodes after this one whose work it does as well, unless somebody watches.
+    pub(crate) fused: Option<Fused>,
+    /// Whether another step does this one's work as well, unless somebody watches.
+    pub(crate) is_fused: bool,
+}
+
+/// A convolution's followers, which are done in the same pass.
+pub(crate) struct Fused {
+    pub(crate) followers: Followers,
+    /// The index of the last one's step, whose output is made.
+    pub(crate) last: usize,
 }
 
 /// Operators whose outputs differ although their inputs do not.
@@ -50,7 +64,16 @@ pub(crate) fn schedule(graph: &Graph, opset_imports: &[(String, i64)]) -> Result
             let same = !RANDOM.contains(&node.op_type.as_str())
                 && node.inputs.iter().flatten().all(|id| is_constant[id.idx()]);
             node.outputs.iter().flatten().for_each(|id| is_constant[id.idx()] = same);
-            Ok(Step { node: i, def, opset, is_last_use, is_used, is_constant: same })
+            Ok(Step {
+                node: i,
+                def,
+                opset,
+                is_last_use,
+                is_used,
+                is_constant: same,
+                fused: None,
+                is_fused: false,
+            })
         })
         .collect::<Result<Vec<_>, Error>>()?;
 
@@ -66,7 +89,49 @@ pub(crate) fn schedule(graph: &Graph, opset_imports: &[(String, i64)]) -> Result
             *is_last = id.is_some_and(|id| !std::mem::replace(&mut used[id.idx()], true));
         }
     }
+    fuse(graph, &mut steps);
     Ok(steps)
+}
+
+/// Finds the followers of each float32 convolution.
+fn fuse(graph: &Graph, steps: &mut [Step]) {
+    let links = Links::new(graph);
+    let mut is_input = vec![false; graph.values().len()];
+    graph.inputs.iter().for_each(|id| is_input[id.idx()] = true);
+    let step_of: BTreeMap<usize, usize> =
+        steps.iter().enumerate().map(|(i, step)| (step.node, i)).collect();
+    let constant = |id: ValueId| {
+        let made = || {
+            let node = &graph.nodes[links.producer(id)?];
+            (node.op_type == "Constant").then(|| constant_value(node).ok())?
+        };
+        if is_input[id.idx()] { None } else { graph.value(id).constant.clone().or_else(made) }
+    };
+    for i in 0..steps.len() {
+        let conv = &graph.nodes[steps[i].node];
+        if conv.op_type != "Conv" || !conv.domain.is_empty() || steps[i].is_constant {
+            continue;
+        }
+        let Some(weights) = conv.input(1).and_then(constant) else { continue };
+        if weights.dtype() != DataType::Float || !(3..=4).contains(&weights.dims().len()) {
+            continue;
+        }
+        let (mut followers, mut last) = (Followers::default(), i);
+        while let Some(output) = graph.nodes[steps[last].node].output(0)
+            && let Some(user) = links.only_consumer(output)
+            && let Some(&next) = step_of.get(&user)
+            && let node = &graph.nodes[user]
+            && node.input(0) == Some(output)
+            && node.outputs.iter().skip(1).all(Option::is_none)
+            && followers.push(node, weights.dims()[0], &|i| node.input(i).and_then(constant))
+        {
+            steps[next].is_fused = true;
+            last = next;
+        }
+        if last != i {
+            steps[i].fused = Some(Fused { followers, last });
+        }
+    }
 }
 
 /// The definition and version of a node's operator.

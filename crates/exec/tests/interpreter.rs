@@ -501,3 +501,72 @@ fn functions_that_call_themselves_are_refused() {
     let err = Interpreter::new(&model, Options::default()).unwrap_err().to_string();
     assert!(err.ends_with("a function that calls itself is not supported"), "{err}");
 }
+
+/// Convolutions with a BatchNormalization, a Clip and a Relu after them, in the combinations that can be one pass and
+/// some that cannot.
+fn convolutions(followers: &[&str], others: &[&str]) -> Model {
+    let mut b = Builder::default();
+    let noise = |dims: &[usize], seed: usize| {
+        let n: usize = dims.iter().product();
+        let values: Vec<f32> =
+            (0..n).map(|i| ((i * 37 + seed * 11) % 23) as f32 / 7.0 - 1.4).collect();
+        Tensor::from_slice(dims.to_vec(), &values).unwrap()
+    };
+    let mut x = b.input("x", &known(&[1, 3, 6, 5]));
+    let w = b.constant("w", noise(&[3, 3, 2, 3], 1));
+    let bias = b.constant("b", noise(&[3], 2));
+    let params = [3, 4, 5].map(|seed| b.constant(&format!("p{seed}"), noise(&[3], seed)));
+    let var = b.constant("var", f32s(&[0.5, 2.0, 0.01]));
+    let bounds = [("lo", -0.5_f32), ("hi", 6.0)].map(|(n, v)| b.constant(n, Tensor::scalar(v)));
+    x = b.node("Conv", &[x, w, bias], "conv");
+    let mut outputs = Vec::new();
+    for (i, op_type) in followers.iter().enumerate() {
+        let inputs = match *op_type {
+            "BatchNormalization" => vec![x, params[0], params[1], params[2], var],
+            "Clip" => vec![x, bounds[0], bounds[1]],
+            _ => vec![x],
+        };
+        x = b.node(op_type, &inputs, &format!("y{i}"));
+    }
+    for (i, op_type) in others.iter().enumerate() {
+        let conv = b.0.find("conv").unwrap();
+        outputs.push(b.node(op_type, &[conv], &format!("other{i}")));
+    }
+    outputs.push(x);
+    b.model(&outputs)
+}
+
+#[test]
+fn what_follows_a_convolution_is_done_with_it_and_gives_the_same_bits() {
+    let conv_bn_clip = ["BatchNormalization", "Clip"];
+    // The followers, what else uses the convolution's output, and how many nodes an unwatched run still evaluates.
+    let cases: [(&[&str], &[&str], usize); 7] = [
+        (&conv_bn_clip, &[], 1),
+        (&["Relu"], &[], 1),
+        (&["Clip", "BatchNormalization"], &[], 2),
+        (&["BatchNormalization", "Relu", "Neg", "Relu"], &[], 3),
+        (&["BatchNormalization", "BatchNormalization"], &[], 2),
+        (&conv_bn_clip, &["Neg"], 4),
+        (&[], &[], 1),
+    ];
+    let mut values: Vec<f32> = (0..90).map(|i| (i * 29 % 31) as f32 / 5.0 - 3.0).collect();
+    values[40] = f32::NAN;
+    let x = Tensor::from_slice(vec![1, 3, 6, 5], &values).unwrap();
+    for (followers, others, n_evaluated) in cases {
+        let interpreter =
+            Interpreter::new(&convolutions(followers, others), Options::default()).unwrap();
+        let mut n_seen = 0;
+        let watched = interpreter.run_observed(given("x", x.clone()), &mut |_, _, _| n_seen += 1);
+        assert_eq!(
+            n_seen,
+            2 + followers.len() + others.len(),
+            "{followers:?}: every value is seen"
+        );
+        let (outputs, nodes) = interpreter.run_profiled(given("x", x.clone())).unwrap();
+        assert_eq!(nodes.len(), n_evaluated, "{followers:?}, {others:?}");
+        let bytes = |outputs: &[(String, Tensor)]| -> Vec<Vec<u8>> {
+            outputs.iter().map(|(_, t)| t.as_bytes().to_vec()).collect()
+        };
+        assert_eq!(bytes(&outputs), bytes(&watched.unwrap()), "{followers:?}, {others:?}");
+    }
+}

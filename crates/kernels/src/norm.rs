@@ -210,6 +210,7 @@ pub fn instance_norm(
 /// When `x` is not whole images, or the four parameters differ in length.
 pub fn batch_norm(x: &[f32], len: usize, params: [&[f32]; 4], epsilon: f32, y: &mut [f32]) {
     let [scale, bias, mean, var] = params;
+    let factors = batch_norm_factors(scale, var, epsilon);
     assert_eq!(x.len(), y.len(), "the input's and the output's elements");
     assert!(params.iter().all(|p| p.len() == scale.len()), "four parameters for each channel");
     if x.is_empty() {
@@ -219,12 +220,16 @@ pub fn batch_norm(x: &[f32], len: usize, params: [&[f32]; 4], epsilon: f32, y: &
     par::for_each_chunk(y, len, len as f32 * 0.25, |start, y| {
         for (i, y) in y.chunks_exact_mut(len).enumerate() {
             let c = (start / len + i) % scale.len();
-            let factor = scale[c] / (var[c] + epsilon).sqrt();
             for (y, x) in y.iter_mut().zip(&x[start + i * len..]) {
-                *y = (x - mean[c]) * factor + bias[c];
+                *y = (x - mean[c]) * factors[c] + bias[c];
             }
         }
     });
+}
+
+/// What [`batch_norm`] multiplies each channel with: `scale / sqrt(var + epsilon)`.
+pub fn batch_norm_factors(scale: &[f32], var: &[f32], epsilon: f32) -> Vec<f32> {
+    scale.iter().zip(var).map(|(scale, var)| scale / (var + epsilon).sqrt()).collect()
 }
 
 /// The sum of `x` in 16 lanes.

@@ -3,12 +3,16 @@
 use std::ops::{Add, AddAssign, Mul};
 
 use midtread_graph::{DataType, Element, Node, Tensor};
-use midtread_kernels::conv::{Conv2d, conv2d};
+use midtread_kernels::{
+    conv::{Conv2d, conv2d},
+    gemm::Bias,
+};
 
 use crate::{
     attr,
     def::{InputRole, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
+    followers::Followers,
     infer::InferCtx,
     shape::known,
     sym::SymDim,
@@ -167,6 +171,16 @@ pub(crate) fn infer_conv_of(
 }
 
 fn conv(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
+    conv_then(ctx, args, &Followers::default())
+}
+
+/// A Conv, and the followers in the same pass. They must be none where the tensors are not float32 over one or two
+/// dimensions.
+pub fn conv_then(
+    ctx: &EvalCtx<'_>,
+    args: Args,
+    followers: &Followers,
+) -> Result<Vec<Tensor>, OpError> {
     let (x, w) = (args.required(0)?, args.required(1)?);
     let sizes = ConvSizes::read(ctx.node, x.dims(), w.dims())?;
     let bias = args.get(2);
@@ -183,10 +197,14 @@ fn conv(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
         let (x, w) = (elements::<f32>(x)?, elements::<f32>(w)?);
         let bias = bias.map(elements::<f32>).transpose()?;
         let y = ctx.pool.fill::<f32>(sizes.out_dims(), |y| {
-            conv2d(&conv, &x, &w, bias.as_deref(), None, y);
+            let bias = bias.as_deref().map_or(Bias::None, Bias::PerRow);
+            conv2d(&conv, &x, &w, &followers.epilogue(bias), y);
             Ok(())
         })?;
         return Ok(vec![y]);
+    }
+    if !followers.is_empty() {
+        return Err(crate::typed::unsupported_type(x.dtype()));
     }
     by_type!(x.dtype(), T in [f32, f64] => {
         let (x, w) = (elements::<T>(x)?, elements::<T>(w)?);

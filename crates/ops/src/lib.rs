@@ -24,6 +24,7 @@ mod binary;
 mod cast;
 mod constant;
 mod conv;
+mod followers;
 mod gather;
 mod layout;
 mod matmul;
@@ -36,8 +37,10 @@ mod softmax;
 mod unary;
 
 pub use constant::constant_value;
+pub use conv::conv_then;
 pub use def::{InputRole, OpDef, OutputRole, Role};
 pub use eval::{Args, EvalCtx, OpError, Pool};
+pub use followers::Followers;
 pub use infer::{InferCtx, Info};
 pub use sym::SymDim;
 pub use table::{OPS, find};

@@ -283,7 +283,7 @@ fn gemm(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
             _ => Bias::None,
         };
         let (a, b) = (matrix(&xa, turn_a, [m, k]), matrix(&xb, turn_b, [k, n]));
-        gemm_kernel(a, b, y, &Epilogue { alpha, bias, clamp: None });
+        gemm_kernel(a, b, y, &Epilogue { alpha, bias, ..Epilogue::default() });
         if let (Bias::None, Some(xc), Some(c)) = (bias, &xc, c) {
             y.iter_mut().zip(spread(xc, c.dims(), m, n)).for_each(|(y, c)| *y += beta * c);
         }

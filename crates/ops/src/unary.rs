@@ -449,7 +449,10 @@ pub(crate) static CLIP: OpDef = OpDef {
 };
 
 /// From the attributes of the old form and the inputs of the new one; a node has at most one of them.
-fn clip_bounds(node: &Node, constants: &dyn Fn(usize) -> Option<f32>) -> Option<(f32, f32)> {
+pub(crate) fn clip_bounds(
+    node: &Node,
+    constants: &dyn Fn(usize) -> Option<f32>,
+) -> Option<(f32, f32)> {
     let bound = |name: &str, i: usize, none: f32| match (node.float(name), node.input(i)) {
         (Some(f), _) => Some(f),
         (None, Some(_)) => constants(i),

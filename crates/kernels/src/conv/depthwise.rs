@@ -9,6 +9,7 @@
     reason = "registers are addressed by their place in the tile"
 )]
 
+use crate::gemm::{Bias, Epilogue, Normalize};
 use crate::par::{self, Disjoint};
 use crate::simd::{Scalar, Simd};
 use crate::variant::{self, Isa, Variant, VariantInfo};
@@ -26,8 +27,8 @@ struct Plane<'a> {
     w: &'a [f32],
     /// Where each reads, from the first element of the window.
     offsets: &'a [usize],
-    bias: Option<f32>,
-    clamp: Option<(f32, f32)>,
+    /// Of one row.
+    epilogue: &'a Epilogue<'a>,
     height: usize,
     width: usize,
 }
@@ -42,8 +43,8 @@ struct Channel<'a> {
     x: &'a [f32],
     /// The kernels of its output channels, after each other.
     w: &'a [f32],
-    bias: Option<&'a [f32]>,
-    clamp: Option<(f32, f32)>,
+    /// Of these output channels.
+    epilogue: &'a Epilogue<'a>,
 }
 
 /// Fastest first. All give the same bits.
@@ -86,15 +87,8 @@ pub(super) fn describe() -> Vec<VariantInfo> {
 /// The widest register, in floats: how far past a row's end a load may reach.
 const SLACK: usize = 16;
 
-pub(super) fn run(
-    conv: &Conv2d,
-    x: &[f32],
-    w: &[f32],
-    bias: Option<&[f32]>,
-    clamp: Option<(f32, f32)>,
-    y: &mut [f32],
-) {
-    run_with(variant::select(VARIANTS), conv, x, w, bias, clamp, y);
+pub(super) fn run(conv: &Conv2d, x: &[f32], w: &[f32], epilogue: &Epilogue, y: &mut [f32]) {
+    run_with(variant::select(VARIANTS), conv, x, w, epilogue, y);
 }
 
 /// Where the prepared plane of a channel has its columns.
@@ -149,15 +143,7 @@ fn cost_ns(conv: &Conv2d) -> usize {
     conv.n * conv.c_out * out_h * (out_w + 8) * conv.kernel[0] * conv.kernel[1] / 16
 }
 
-fn run_with(
-    run: Run,
-    conv: &Conv2d,
-    x: &[f32],
-    w: &[f32],
-    bias: Option<&[f32]>,
-    clamp: Option<(f32, f32)>,
-    y: &mut [f32],
-) {
+fn run_with(run: Run, conv: &Conv2d, x: &[f32], w: &[f32], epilogue: &Epilogue, y: &mut [f32]) {
     let geometry = Geometry::new(conv);
     let [out_h, out_w] = conv.output();
     let (n_taps, x_len) = (geometry.offsets.len(), conv.input[0] * conv.input[1]);
@@ -177,8 +163,7 @@ fn run_with(
                     geometry: &geometry,
                     x: &x[i * x_len..][..x_len],
                     w: &w[c * n_taps..][..multiplier * n_taps],
-                    bias: bias.map(|bias| &bias[c..][..multiplier]),
-                    clamp,
+                    epilogue: &epilogue.rows(c..c + multiplier),
                 };
                 // SAFETY: each channel of each image has its own output planes.
                 run(&channel, padded, unsafe { y.slice(i * y_len, y_len) });
@@ -213,7 +198,7 @@ pub(crate) fn run_integer(
                     *to = x(i * x_len + j);
                 }
                 let w = &w[i % conv.c_in * w_len..][..w_len];
-                run_with(run, &one, plane, w, None, None, sums);
+                run_with(run, &one, plane, w, &Epilogue::default(), sums);
                 for (y, sum) in y.iter_mut().zip(&*sums) {
                     *y = *sum as i32;
                 }
@@ -224,7 +209,7 @@ pub(crate) fn run_integer(
 
 #[inline(always)]
 fn run_channel<S: Simd>(s: S, channel: &Channel, padded: &mut [f32], y: &mut [f32]) {
-    let &Channel { conv, geometry, x, w, bias, clamp } = channel;
+    let &Channel { conv, geometry, x, w, epilogue } = channel;
     copy_plane(s, conv, geometry, x, padded);
     let [height, width] = conv.output();
     let n_taps = geometry.offsets.len();
@@ -235,8 +220,7 @@ fn run_channel<S: Simd>(s: S, channel: &Channel, padded: &mut [f32], y: &mut [f3
             stride_h: conv.strides[0],
             w,
             offsets: &geometry.offsets,
-            bias: bias.map(|bias| bias[c]),
-            clamp,
+            epilogue: &epilogue.rows(c..c + 1),
             height,
             width,
         };
@@ -368,11 +352,17 @@ fn run_tile<S: Simd, const R: usize, const V: usize>(
         let start = (row + r) * plane.width + col;
         for v in 0..V {
             let mut sum = acc[r][v];
-            if let Some(bias) = plane.bias {
-                sum = s.add(sum, s.splat(bias));
+            if let Bias::PerRow(bias) = plane.epilogue.bias {
+                sum = s.add(sum, s.splat(bias[0]));
             }
-            if let Some((lo, hi)) = plane.clamp {
-                sum = s.min(s.max(sum, s.splat(lo)), s.splat(hi));
+            if let Some(Normalize { mean, factor, shift }) = plane.epilogue.normalize {
+                sum = s.add(
+                    s.mul(s.add(sum, s.splat(-mean[0])), s.splat(factor[0])),
+                    s.splat(shift[0]),
+                );
+            }
+            if let Some((lo, hi)) = plane.epilogue.clamp {
+                sum = s.min(s.splat(hi), s.max(s.splat(lo), sum));
             }
             let n_left = n_cols.saturating_sub(v * S::N).min(S::N);
             let y = &mut y[start + (v * S::N).min(n_cols)..];
@@ -395,14 +385,13 @@ pub(super) mod tests {
         conv: &Conv2d,
         x: &[f32],
         w: &[f32],
-        bias: &[f32],
-        clamp: (f32, f32),
+        epilogue: &Epilogue,
         want: &[f32],
     ) {
         for variant in VARIANTS {
             let Some(run) = variant.get() else { continue };
             let mut y = vec![f32::NAN; want.len()];
-            run_with(run, conv, x, w, Some(bias), Some(clamp), &mut y);
+            run_with(run, conv, x, w, epilogue, &mut y);
             let same = y.iter().zip(want).all(|(y, want)| y.to_bits() == want.to_bits());
             assert!(same, "{}: {conv:?}", variant.name);
         }

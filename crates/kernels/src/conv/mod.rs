@@ -2,7 +2,7 @@
 //!
 //! The definition ([`Conv2d`], version 11 of ONNX `Conv`): an output element is one chain of fused multiply-adds from
 //! 0 over (input channel of its group, kernel row, kernel column), in this order, where what lies in the padding
-//! takes part as 0; then the bias is added, then the result is clamped. Every way below gives these bits, for any
+//! takes part as 0; then follows the [`Epilogue`]. Every way below gives these bits, for any
 //! number of threads.
 //!
 //! The ways: a 1x1 convolution is a matrix product as it is; one whose groups have one input channel ("depthwise") is
@@ -63,7 +63,7 @@ impl Conv2d {
         ]
     }
 
-    pub(crate) fn check(&self, x: usize, w: usize, bias: Option<usize>, y: usize) {
+    pub(crate) fn check(&self, x: usize, w: usize, y: usize) {
         assert!(
             self.kernel.iter().chain(&self.strides).chain(&self.dilations).all(|&d| 0 < d),
             "a kernel, strides and dilations of at least one: {self:?}"
@@ -72,7 +72,6 @@ impl Conv2d {
         assert_eq!(self.c_in % self.groups, 0, "input channels in equal groups");
         assert_eq!(self.c_out % self.groups, 0, "output channels in equal groups");
         assert_eq!([x, w, y], self.lens(), "elements of the input, the weights and the output");
-        assert!(bias.is_none_or(|len| len == self.c_out), "a bias for each output channel");
     }
 
     pub(crate) fn is_pointwise(&self) -> bool {
@@ -84,28 +83,28 @@ impl Conv2d {
     }
 }
 
-/// `y = clamp(conv(x, w) + bias)`.
+/// `y = epilogue(conv(x, w))`.
 ///
 /// `x` is (n, c_in, height, width), `w` (c_out, c_in / groups, kernel height, kernel width), `y` (n, c_out, output
-/// height, output width). `clamp` is `(lo, hi)`, so that a following `Clip` or `Relu` costs nothing.
+/// height, output width). The epilogue's rows are the output channels, so that a following batch normalization,
+/// `Clip` or `Relu` costs nothing.
 ///
 /// # Panics
 ///
-/// When a slice has another length than the sizes say, or groups do not divide the channels.
-pub fn conv2d(
-    conv: &Conv2d,
-    x: &[f32],
-    w: &[f32],
-    bias: Option<&[f32]>,
-    clamp: Option<(f32, f32)>,
-    y: &mut [f32],
-) {
-    conv.check(x.len(), w.len(), bias.map(<[f32]>::len), y.len());
+/// When a slice has another length than the sizes say, groups do not divide the channels, or the epilogue is not
+/// one for output channels.
+pub fn conv2d(conv: &Conv2d, x: &[f32], w: &[f32], epilogue: &Epilogue, y: &mut [f32]) {
+    conv.check(x.len(), w.len(), y.len());
+    epilogue.check(conv.c_out, 0);
+    assert!(
+        epilogue.alpha == 1.0 && !matches!(epilogue.bias, Bias::PerColumn(_)),
+        "no factor, and a bias for each output channel"
+    );
     if y.is_empty() {
         return;
     }
     if conv.is_depthwise() {
-        depthwise::run(conv, x, w, bias, clamp, y);
+        depthwise::run(conv, x, w, epilogue, y);
         return;
     }
     let [oh, ow] = conv.output();
@@ -123,11 +122,7 @@ pub fn conv2d(
         let w = &w[group * m * k..][..m * k];
         // SAFETY: each image's group has its own output.
         let y = unsafe { y.slice(i * m * n, m * n) };
-        let bias = match bias {
-            Some(bias) => Bias::PerRow(&bias[group * m..][..m]),
-            None => Bias::None,
-        };
-        let epilogue = Epilogue { alpha: 1.0, bias, clamp };
+        let epilogue = epilogue.rows(group * m..(group + 1) * m);
         if conv.is_pointwise() {
             gemm_panels(w, k, [m, k, n], &MatRef::new(x, k, n), y, &epilogue);
         } else {

@@ -1,6 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::elementwise::{UnaryOp, unary_in_place};
+use crate::gemm::Normalize;
+use crate::norm::batch_norm;
 
 /// Numbers of many magnitudes, so that a sum in another order has other bits.
 fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -33,13 +36,7 @@ pub(crate) fn convs() -> impl Strategy<Value = Conv2d> {
         })
 }
 
-fn definition(
-    conv: &Conv2d,
-    x: &[f32],
-    w: &[f32],
-    bias: Option<&[f32]>,
-    clamp: Option<(f32, f32)>,
-) -> Vec<f32> {
+fn definition(conv: &Conv2d, x: &[f32], w: &[f32], epilogue: &Epilogue) -> Vec<f32> {
     let mut y = vec![f32::NAN; conv.lens()[2]];
     let any_rank = ConvNd {
         n: conv.n,
@@ -53,9 +50,19 @@ fn definition(
         groups: conv.groups,
         output: &conv.output(),
     };
+    let bias = match epilogue.bias {
+        Bias::PerRow(bias) => Some(bias),
+        _ => None,
+    };
     conv_nd(&any_rank, x, w, bias, &mut y);
-    if let Some((lo, hi)) = clamp {
-        y.iter_mut().for_each(|y| *y = y.max(lo).min(hi));
+    if let Some(Normalize { mean, factor, shift }) = epilogue.normalize {
+        // Scales of `factor` over variances of 1: what follows is the normalization itself.
+        let (plane, ones) = (conv.output().iter().product(), vec![1.0; conv.c_out]);
+        let x = y.clone();
+        batch_norm(&x, plane, [factor, shift, mean, &ones], 0.0, &mut y);
+    }
+    if let Some((lo, hi)) = epilogue.clamp {
+        unary_in_place(UnaryOp::Clip { lo, hi }, &mut y);
     }
     y
 }
@@ -65,12 +72,23 @@ fn bits(x: &[f32]) -> Vec<u32> {
 }
 
 /// The result and what it should be, bit for bit.
-fn both(conv: &Conv2d, seed: u64, has_bias: bool, clamp: Option<(f32, f32)>) -> [Vec<u32>; 2] {
+fn both(conv: &Conv2d, seed: u64, [bias, normalize, clamp]: [bool; 3]) -> [Vec<u32>; 2] {
     let [x, w, y] = conv.lens();
-    let (x, w, mut y) = (noise(x, seed), noise(w, seed ^ 1), vec![f32::NAN; y]);
-    let bias = has_bias.then(|| noise(conv.c_out, seed ^ 2));
-    conv2d(conv, &x, &w, bias.as_deref(), clamp, &mut y);
-    [bits(&y), bits(&definition(conv, &x, &w, bias.as_deref(), clamp))]
+    let (mut x, w, mut y) = (noise(x, seed), noise(w, seed ^ 1), vec![f32::NAN; y]);
+    // Stays NaN through everything that follows.
+    if let Some(x) = x.first_mut() {
+        *x = f32::NAN;
+    }
+    let params: [_; 4] = std::array::from_fn(|i| noise(conv.c_out, seed ^ (2 + i as u64)));
+    let [b, mean, factor, shift] = &params;
+    let epilogue = Epilogue {
+        bias: if bias { Bias::PerRow(b) } else { Bias::None },
+        normalize: normalize.then_some(Normalize { mean, factor, shift }),
+        clamp: clamp.then_some((-2.0, 6.0)),
+        ..Epilogue::default()
+    };
+    conv2d(conv, &x, &w, &epilogue, &mut y);
+    [bits(&y), bits(&definition(conv, &x, &w, &epilogue))]
 }
 
 proptest! {
@@ -78,10 +96,9 @@ proptest! {
     fn every_convolution_has_the_bits_of_the_definition(
         conv in convs(),
         seed: u64,
-        has_bias: bool,
-        has_clamp: bool,
+        parts: [bool; 3],
     ) {
-        let [got, want] = both(&conv, seed, has_bias, has_clamp.then_some((-2.0, 6.0)));
+        let [got, want] = both(&conv, seed, parts);
         prop_assert_eq!(got, want);
     }
 
@@ -92,8 +109,11 @@ proptest! {
     ) {
         let [x, w, _] = conv.lens();
         let (x, w, bias) = (noise(x, seed), noise(w, seed ^ 1), noise(conv.c_out, seed ^ 2));
-        let want = definition(&conv, &x, &w, Some(&bias), Some((0.0, 6.0)));
-        depthwise::tests::check_variants(&conv, &x, &w, &bias, (0.0, 6.0), &want);
+        let normalize = Some(Normalize { mean: &bias, factor: &bias, shift: &bias });
+        let epilogue =
+            Epilogue { bias: Bias::PerRow(&bias), normalize, clamp: Some((0.0, 6.0)), alpha: 1.0 };
+        let want = definition(&conv, &x, &w, &epilogue);
+        depthwise::tests::check_variants(&conv, &x, &w, &epilogue, &want);
     }
 }
 
@@ -157,7 +177,7 @@ fn the_layers_of_a_mobile_network_have_the_bits_of_the_definition() {
         },
     ];
     for conv in layers {
-        let [got, want] = both(&conv, 11, true, Some((0.0, 6.0)));
+        let [got, want] = both(&conv, 11, [true; 3]);
         assert!(got == want, "{conv:?}");
     }
 }
@@ -167,10 +187,13 @@ fn the_number_of_threads_changes_no_bit() {
     let dense = Conv2d { c_in: 16, input: [60, 60], ..SMALL };
     let depthwise = Conv2d { c_in: 64, c_out: 64, groups: 64, input: [60, 60], ..SMALL };
     for conv in [dense, depthwise] {
-        let [want, _] = both(&conv, 3, true, None);
+        let [want, _] = both(&conv, 3, [true, true, false]);
         for n_threads in [1, 2, 5] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
-            assert!(pool.install(|| both(&conv, 3, true, None))[0] == want, "{n_threads} threads");
+            assert!(
+                pool.install(|| both(&conv, 3, [true, true, false]))[0] == want,
+                "{n_threads} threads"
+            );
         }
     }
 }
@@ -179,14 +202,14 @@ fn the_number_of_threads_changes_no_bit() {
 fn a_window_larger_than_the_padded_input_gives_nothing() {
     let conv = Conv2d { input: [2, 9], pads: [0; 4], c_in: 1, c_out: 1, ..SMALL };
     assert_eq!(conv.output(), [0, 4]);
-    conv2d(&conv, &[0.0; 18], &[0.0; 9], None, None, &mut []);
+    conv2d(&conv, &[0.0; 18], &[0.0; 9], &Epilogue::default(), &mut []);
 }
 
 #[test]
 #[should_panic(expected = "elements of the input, the weights and the output")]
 fn a_short_input_is_refused() {
     let [x, w, y] = SMALL.lens();
-    conv2d(&SMALL, &vec![0.0; x - 1], &vec![0.0; w], None, None, &mut vec![0.0; y]);
+    conv2d(&SMALL, &vec![0.0; x - 1], &vec![0.0; w], &Epilogue::default(), &mut vec![0.0; y]);
 }
 
 #[test]
@@ -200,7 +223,7 @@ fn a_transposed_convolution_is_the_adjoint() {
     let [x, w, y] = conv.lens();
     let (x, w, y) = (small(x, 1), small(w, 2), small(y, 3));
     let mut conv_x = vec![0.0; y.len()];
-    conv2d(&conv, &x, &w, None, None, &mut conv_x);
+    conv2d(&conv, &x, &w, &Epilogue::default(), &mut conv_x);
     let transposed = ConvNd {
         n: conv.n,
         c_in: conv.c_out,

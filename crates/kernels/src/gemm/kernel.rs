@@ -11,7 +11,7 @@ use crate::par::Disjoint;
 use crate::simd::Simd;
 use crate::variant::{Isa, Variant};
 
-use super::{Bias, Epilogue, panel_width};
+use super::{Bias, Epilogue, Normalize, panel_width};
 
 /// A block of the product: `rows` of `a` times packed panels for `cols`, over `ks`.
 pub(super) struct Block<'a> {
@@ -252,11 +252,23 @@ impl Tile<'_> {
                 }
             }
         }
+        if let Some(Normalize { mean, factor, shift }) = epilogue.normalize {
+            let rows = self.row..self.row + MR;
+            let (mean, factor, shift) = (&mean[rows.clone()], &factor[rows.clone()], &shift[rows]);
+            for i in 0..MR {
+                let (mean, factor, shift) =
+                    (s.splat(-mean[i]), s.splat(factor[i]), s.splat(shift[i]));
+                for j in 0..NV {
+                    acc[i][j] = s.add(s.mul(s.add(acc[i][j], mean), factor), shift);
+                }
+            }
+        }
         if let Some((lo, hi)) = epilogue.clamp {
             let (lo, hi) = (s.splat(lo), s.splat(hi));
             for i in 0..MR {
                 for j in 0..NV {
-                    acc[i][j] = s.min(s.max(acc[i][j], lo), hi);
+                    // In this order NaN stays.
+                    acc[i][j] = s.min(hi, s.max(lo, acc[i][j]));
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! Products of `f32` matrices.
 //!
 //! The definition: `c[i][j]` is one chain of fused multiply-adds `fma(a[i][p], b[p][j], acc)` from `acc = 0` in
-//! increasing `p`, then multiplied by `alpha` (unless it is 1), then the bias is added, then it is clamped; each step
-//! rounds once. Every variant and every number of threads gives these bits, because the work is split over tiles of
+//! increasing `p`, then multiplied by `alpha` (unless it is 1), then the bias is added, then it is normalized, then
+//! clamped; each step rounds once. Every variant and every number of threads gives these bits, because the work is split over tiles of
 //! the output and never along `p`. The distance from the exact sum is below `k * 2^-24 * sum |a * b|`.
 //!
 //! Layout: a task owns a rectangle of the output. For each block of `k` it packs the block of `b` into panels as wide
@@ -90,30 +90,60 @@ pub enum Bias<'a> {
     PerColumn(&'a [f32]),
 }
 
-/// What happens to each element of the product before it is written: `clamp(alpha * sum + bias)`.
+/// `(x - mean) * factor + shift` with values for each row, each step rounded, as [`crate::norm::batch_norm`] has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Normalize<'a> {
+    /// Subtracted first.
+    pub mean: &'a [f32],
+    /// Multiplied with: [`crate::norm::batch_norm_factors`].
+    pub factor: &'a [f32],
+    /// Added last.
+    pub shift: &'a [f32],
+}
+
+/// What happens to each element of the product before it is written: `clamp(normalize(alpha * sum + bias))`.
 #[derive(Clone, Copy, Debug)]
 pub struct Epilogue<'a> {
     /// A factor; 1 multiplies nothing.
     pub alpha: f32,
     /// What is added.
     pub bias: Bias<'a>,
-    /// `(lo, hi)`: `min(max(x, lo), hi)`, and NaN becomes `lo`. `(-inf, inf)` clamps nothing but NaN.
+    /// A batch normalization that follows.
+    pub normalize: Option<Normalize<'a>>,
+    /// `(lo, hi)`: what is below `lo` becomes `lo`, then what is above `hi` becomes `hi`; NaN stays.
     pub clamp: Option<(f32, f32)>,
 }
 
 impl Default for Epilogue<'_> {
     fn default() -> Self {
-        Self { alpha: 1.0, bias: Bias::None, clamp: None }
+        Self { alpha: 1.0, bias: Bias::None, normalize: None, clamp: None }
     }
 }
 
 impl Epilogue<'_> {
-    fn check(&self, m: usize, n: usize) {
+    pub(crate) fn check(&self, m: usize, n: usize) {
         match self.bias {
             Bias::None => {}
             Bias::PerRow(bias) => assert_eq!(bias.len(), m, "a bias for each row"),
             Bias::PerColumn(bias) => assert_eq!(bias.len(), n, "a bias for each column"),
         }
+        if let Some(Normalize { mean, factor, shift }) = self.normalize {
+            assert_eq!([mean.len(), factor.len(), shift.len()], [m; 3], "parameters for each row");
+        }
+    }
+
+    /// What concerns some of the rows.
+    pub(crate) fn rows(&self, rows: Range<usize>) -> Self {
+        let bias = match self.bias {
+            Bias::PerRow(bias) => Bias::PerRow(&bias[rows.clone()]),
+            bias => bias,
+        };
+        let normalize = self.normalize.map(|Normalize { mean, factor, shift }| Normalize {
+            mean: &mean[rows.clone()],
+            factor: &factor[rows.clone()],
+            shift: &shift[rows.clone()],
+        });
+        Self { bias, normalize, ..*self }
     }
 
     /// The definition, for element (`row`, `col`).
@@ -124,9 +154,12 @@ impl Epilogue<'_> {
             Bias::PerRow(bias) => y += bias[row],
             Bias::PerColumn(bias) => y += bias[col],
         }
+        if let Some(Normalize { mean, factor, shift }) = self.normalize {
+            y = (y - mean[row]) * factor[row] + shift[row];
+        }
         if let Some((lo, hi)) = self.clamp {
-            y = if y > lo { y } else { lo };
-            y = if y < hi { y } else { hi };
+            y = if lo > y { lo } else { y };
+            y = if hi < y { hi } else { y };
         }
         y
     }
@@ -167,6 +200,7 @@ pub fn gemm_batch(
     if let [(a0, b0), rest @ ..] = offsets
         && !rest.is_empty()
         && !matches!(epilogue.bias, Bias::PerRow(_))
+        && epilogue.normalize.is_none()
         && a.col_stride == 1
         && offsets.iter().enumerate().all(|(i, o)| *o == (a0 + i * m * k, *b0))
     {
@@ -176,7 +210,7 @@ pub fn gemm_batch(
     let kernel = variant::select(kernel::VARIANTS);
     let one = |i: usize, c: &mut [f32]| {
         let (a, b) = (a.skip(offsets[i].0), b.skip(offsets[i].1));
-        if m == 1 && b.col_stride != 1 && b.row_stride == 1 {
+        if m == 1 && b.col_stride != 1 && b.row_stride == 1 && epilogue.normalize.is_none() {
             // One row times a matrix stored by columns: the transposed product reads both as they are.
             let bias = match epilogue.bias {
                 Bias::PerColumn(bias) => Bias::PerRow(bias),

@@ -138,7 +138,7 @@ pub fn conv_integer(
     w_zero_points: &[i32],
     y: &mut [i32],
 ) {
-    conv.check(x.len(), w.len(), None, y.len());
+    conv.check(x.len(), w.len(), y.len());
     check_zero_points(&[x_zero_point], x, 1);
     check_zero_points(w_zero_points, w, conv.c_out);
     if y.is_empty() {
