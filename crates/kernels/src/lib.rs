@@ -21,6 +21,7 @@ pub mod gemm;
 pub mod int8;
 pub mod norm;
 pub mod pool;
+pub mod quantized;
 pub mod transpose;
 
 pub mod histogram;
@@ -36,6 +37,7 @@ static DESCRIBE: &[variant::Describe] = &[
     elementwise::describe,
     norm::describe,
     int8::describe,
+    quantized::describe,
     quantize::variants,
     min_max::variants,
     histogram::variants,

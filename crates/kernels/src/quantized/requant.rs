@@ -1,0 +1,81 @@
+//! From sums to codes.
+
+use super::lanes::Lanes;
+
+/// How the sums of each output channel become codes, or numbers.
+#[derive(Clone, Debug)]
+pub struct Requant {
+    /// Added to the sums; as many as output channels, filled up to whole panels.
+    pub(super) bias: Vec<i32>,
+    pub(super) scales: Vec<f32>,
+    lo: f32,
+    hi: f32,
+    zero_point: i32,
+}
+
+/// What is written.
+#[derive(Debug)]
+pub enum Out<'a> {
+    /// Codes: `clamp(round(f32(acc) * scale), lo, hi) + zero_point`.
+    Codes(&'a mut [u8]),
+    /// Numbers: `f32(acc) * scale`.
+    Numbers(&'a mut [f32]),
+}
+
+impl Out<'_> {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Codes(codes) => codes.len(),
+            Self::Numbers(numbers) => numbers.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Requant {
+    /// `bias` is added to the sums of codes: for an input with zero point `z` it is the layer's bias minus `z` times
+    /// the sum of the channel's weights. `scales` are `scale_x * scale_w / scale_y`, one for each channel. `codes` are
+    /// the least and the greatest code, and `zero_point` the output's.
+    ///
+    /// # Panics
+    ///
+    /// When the two differ in length, or a scale is not a number.
+    pub fn new(bias: &[i32], scales: &[f32], codes: [i32; 2], zero_point: i32) -> Self {
+        assert_eq!(bias.len(), scales.len(), "a bias and a scale for each channel");
+        assert!(scales.iter().all(|s| s.is_finite()), "scales are numbers");
+        let n = bias.len().next_multiple_of(PANEL);
+        let (mut bias, mut scales) = (bias.to_vec(), scales.to_vec());
+        bias.resize(n, 0);
+        scales.resize(n, 0.0);
+        let [lo, hi] = codes.map(|code| (code - zero_point) as f32);
+        Self { bias, scales, lo, hi, zero_point }
+    }
+
+    /// The codes of lanes of sums for the channels from `channel` on.
+    #[inline(always)]
+    pub(super) fn codes<L: Lanes>(&self, l: L, sums: L::I, channel: usize) -> L::I {
+        let x = self.numbers(l, sums, channel);
+        let x = l.clamp(x, l.splat_f32(self.lo), l.splat_f32(self.hi));
+        l.add(l.round(x), l.splat(self.zero_point))
+    }
+
+    /// The numbers of lanes of sums for the channels from `channel` on.
+    #[inline(always)]
+    pub(super) fn numbers<L: Lanes>(&self, l: L, sums: L::I, channel: usize) -> L::F {
+        let sums = l.add(sums, l.load(&self.bias[channel..]));
+        l.mul(l.to_f32(sums), l.load_f32(&self.scales[channel..]))
+    }
+
+    /// What concerns the channels from `start` on; `start` is a multiple of a panel.
+    pub(super) fn check(&self, n_channels: usize) {
+        assert_eq!(self.bias.len(), n_channels.next_multiple_of(PANEL), "a bias for each channel");
+    }
+}
+
+/// Columns of a panel of weights.
+pub(super) const PANEL: usize = 16;

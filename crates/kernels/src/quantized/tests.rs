@@ -1,0 +1,234 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::conv::tests::convs;
+
+/// Bytes of a linear congruential generator.
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .collect()
+}
+
+fn requant(n: usize, seed: u64, is_signed: bool, zero_point: i32) -> (Requant, Vec<i32>, Vec<f32>) {
+    let bytes = noise(2 * n, seed);
+    let bias: Vec<i32> = bytes[..n].iter().map(|&b| (i32::from(b) - 128) * 90).collect();
+    // Powers of two among them, so that ties happen.
+    let scales: Vec<f32> = bytes[n..]
+        .iter()
+        .map(|&b| if b < 64 { 0.0078125 } else { f32::from(b) * 7.1e-5 })
+        .collect();
+    let codes = if is_signed { [-128, 127] } else { [0, 255] };
+    (Requant::new(&bias, &scales, codes, zero_point), bias, scales)
+}
+
+/// The definition of a code, and of a number.
+fn expected(sum: i32, bias: i32, scale: f32, is_signed: bool, zero_point: i32) -> (u8, f32) {
+    let number = (sum + bias) as f32 * scale;
+    let [lo, hi] = if is_signed { [-128, 127] } else { [0, 255] };
+    let code = number.max((lo - zero_point) as f32).min((hi - zero_point) as f32);
+    ((code.round_ties_even() as i32 + zero_point) as u8, number)
+}
+
+proptest! {
+    #[test]
+    fn every_variant_of_a_product_gives_the_codes_of_the_definition(
+        (m, k, n) in (1_usize..30, 0_usize..70, 1_usize..70),
+        (x_signed, y_signed) in (any::<bool>(), any::<bool>()),
+        zero_point in 0_i32..100,
+        seed: u64,
+    ) {
+        let (x, w) = (noise(m * k, seed), noise(k * n, seed ^ 1));
+        let x = Bytes { data: &x, is_signed: x_signed };
+        let weights = Weights::new(k, n, |p, j| w[p * n + j].cast_signed());
+        let (requant, bias, scales) = requant(n, seed ^ 2, y_signed, zero_point);
+        let want: Vec<(u8, f32)> = (0..m * n)
+            .map(|i| {
+                let (row, j) = (i / n, i % n);
+                let sum = (0..k)
+                    .map(|p| x.value(row * k + p) * i32::from(w[p * n + j].cast_signed()))
+                    .sum();
+                expected(sum, bias[j], scales[j], y_signed, zero_point)
+            })
+            .collect();
+        let (codes, numbers): (Vec<u8>, Vec<f32>) = want.into_iter().unzip();
+        product::tests::each_variant(m, x, &weights, &requant, |name, got, got_numbers| {
+            assert_eq!(got, codes, "{name}");
+            assert_eq!(got_numbers, numbers, "{name}");
+        });
+    }
+
+    #[test]
+    fn a_convolution_channels_last_is_the_integer_convolution_requantized(
+        conv in convs(),
+        // Some with more channels than any register has lanes.
+        more in prop::sample::select(vec![0_usize, 0, 31]),
+        (x_signed, y_signed) in (any::<bool>(), any::<bool>()),
+        (x_zero, y_zero) in (0_i32..100, 0_i32..100),
+        seed: u64,
+    ) {
+        let is_depthwise = conv.groups == conv.c_in && conv.groups == conv.c_out;
+        let n = conv.c_in + more;
+        let conv = if is_depthwise { Conv2d { c_in: n, c_out: n, groups: n, ..conv } } else { conv };
+        let [x_len, w_len, y_len] = conv.lens();
+        let (x, w) = (noise(x_len, seed), noise(w_len, seed ^ 1));
+        let (c_in, c_out) = (conv.c_in / conv.groups, conv.c_out / conv.groups);
+        let n_taps = conv.kernel[0] * conv.kernel[1];
+        let weight = |channel: usize, c: usize, t: usize| {
+            w[(channel * c_in + c) * n_taps + t].cast_signed()
+        };
+        let (_, bias, scales) = requant(conv.c_out, seed ^ 2, y_signed, y_zero);
+
+        // The definition, channels first.
+        let codes: Vec<u8> = to_channels_first(&x, conv.n, conv.c_in);
+        let mut sums = vec![0; y_len];
+        let signed: Vec<i8> = w.iter().map(|w| w.cast_signed()).collect();
+        let as_i8: Vec<i8> = codes.iter().map(|x| x.cast_signed()).collect();
+        let first = if x_signed { crate::int8::Codes::I8(&as_i8) } else { crate::int8::Codes::U8(&codes) };
+        crate::int8::conv_integer(&conv, first, x_zero, crate::int8::Codes::I8(&signed), &[0], &mut sums);
+        let pixels = y_len / (conv.n * conv.c_out).max(1);
+        let mut want = vec![0; y_len];
+        for (i, &sum) in sums.iter().enumerate() {
+            let (image, c, p) = (i / (conv.c_out * pixels), i / pixels % conv.c_out, i % pixels);
+            let code = expected(sum, bias[c], scales[c], y_signed, y_zero).0;
+            want[(image * pixels + p) * conv.c_out + c] = code;
+        }
+
+        // The bias of codes: what the zero point adds is taken off.
+        let folded: Vec<i32> = (0..conv.c_out)
+            .map(|channel| {
+                let sum: i32 =
+                    (0..c_in * n_taps).map(|i| i32::from(weight(channel, i / n_taps, i % n_taps))).sum();
+                bias[channel] - x_zero * sum
+            })
+            .collect();
+        let range = if y_signed { [-128, 127] } else { [0, 255] };
+        let x = Bytes { data: &x, is_signed: x_signed };
+        let groups: Vec<(Weights, Requant)> = (0..conv.groups)
+            .map(|g| {
+                let at = |p: usize, j: usize| weight(g * c_out + j, p % c_in, p / c_in);
+                let part = g * c_out..(g + 1) * c_out;
+                let requant = Requant::new(&folded[part.clone()], &scales[part], range, y_zero);
+                (Weights::new(n_taps * c_in, c_out, at), requant)
+            })
+            .collect();
+        let (weights, requants): (Vec<_>, Vec<_>) = groups.into_iter().unzip();
+        let mut y = vec![0xAA; y_len];
+        super::conv(&conv, x, x_zero, &weights, &requants, &mut Out::Codes(&mut y));
+        prop_assert_eq!(&y, &want);
+
+        if is_depthwise {
+            let weights = DepthwiseWeights::new(n_taps, conv.c_in, |t, c| weight(c, 0, t));
+            let requant = Requant::new(&folded, &scales, range, y_zero);
+            depthwise::tests::each_variant(&conv, x, x_zero, &weights, &requant, |name, got| {
+                assert_eq!(got, want, "{name}");
+            });
+        }
+    }
+
+    #[test]
+    fn every_variant_of_a_sum_gives_the_codes_of_the_definition(
+        n in 0_usize..100,
+        (a_signed, b_signed) in (any::<bool>(), any::<bool>()),
+        factors in [0.001_f32..3.0, 0.001_f32..3.0],
+        offset in -200.0_f32..200.0,
+        seed: u64,
+    ) {
+        let (a, b) = (noise(n, seed), noise(n, seed ^ 1));
+        let (a, b) = (Bytes { data: &a, is_signed: a_signed }, Bytes { data: &b, is_signed: b_signed });
+        let sum = Add { factors, offset, lo: 0.0, hi: 255.0 };
+        let want: Vec<u8> = (0..n)
+            .map(|i| {
+                let x = a.value(i) as f32 * factors[0] + b.value(i) as f32 * factors[1] + offset;
+                x.clamp(0.0, 255.0).round_ties_even() as u8
+            })
+            .collect();
+        add::tests::each_variant(&sum, a, b, |name, got| assert_eq!(got, want, "{name}"));
+        let mut y = vec![0xAA; n];
+        add(&sum, a, b, &mut y);
+        prop_assert_eq!(y, want);
+    }
+
+    #[test]
+    fn a_mean_over_pixels_is_the_sum_requantized(
+        (images, pixels, channels) in (1_usize..3, 1_usize..60, 1_usize..40),
+        is_signed: bool,
+        seed: u64,
+    ) {
+        let x = noise(images * pixels * channels, seed);
+        let x = Bytes { data: &x, is_signed };
+        let (requant, bias, scales) = requant(channels, seed ^ 2, is_signed, 3);
+        let mut y = vec![0; images * channels];
+        global_average_pool([images, pixels, channels], x, &requant, &mut y);
+        for (i, &y) in y.iter().enumerate() {
+            let (image, c) = (i / channels, i % channels);
+            let sum = (0..pixels).map(|p| x.value((image * pixels + p) * channels + c)).sum();
+            prop_assert_eq!(y, expected(sum, bias[c], scales[c], is_signed, 3).0);
+        }
+    }
+
+    #[test]
+    fn a_maximum_pool_takes_the_greatest_code_and_no_padding(
+        conv in convs(),
+        is_signed: bool,
+        seed: u64,
+    ) {
+        // Every window sees a pixel, as ONNX asks of pads.
+        let pads = std::array::from_fn(|d| conv.pads[d].min(conv.kernel[d % 2] - 1));
+        let (groups, c_out) = (conv.c_in, conv.c_in);
+        let conv = Conv2d { groups, c_out, pads, dilations: [1, 1], ..conv };
+        let ([x_len, _, y_len], c) = (conv.lens(), conv.c_in);
+        let x = noise(x_len, seed);
+        let x = Bytes { data: &x, is_signed };
+        let mut y = vec![0xAA; y_len];
+        max_pool(&conv, x, &mut y);
+        let [out_h, out_w] = conv.output();
+        for (i, &y) in y.iter().enumerate() {
+            let (image, row, col, channel) =
+                (i / (out_h * out_w * c), i / (out_w * c) % out_h, i / c % out_w, i % c);
+            let seen = (0..conv.kernel[0] * conv.kernel[1]).filter_map(|t| {
+                let r = (row * conv.strides[0] + t / conv.kernel[1]).checked_sub(conv.pads[0])?;
+                let s = (col * conv.strides[1] + t % conv.kernel[1]).checked_sub(conv.pads[1])?;
+                let is_inside = r < conv.input[0] && s < conv.input[1];
+                let at = ((image * conv.input[0] + r) * conv.input[1] + s) * c + channel;
+                is_inside.then(|| x.value(at))
+            });
+            prop_assert_eq!(Some(code(y, is_signed)), seen.max());
+        }
+    }
+}
+
+/// (image, pixel, channel) to (image, channel, pixel).
+fn to_channels_first(x: &[u8], images: usize, channels: usize) -> Vec<u8> {
+    let pixels = x.len() / (images * channels).max(1);
+    let mut out = vec![0; x.len()];
+    for (i, &x) in x.iter().enumerate() {
+        let (image, p, c) = (i / (pixels * channels), i / channels % pixels, i % channels);
+        out[(image * channels + c) * pixels + p] = x;
+    }
+    out
+}
+
+#[test]
+fn large_products_are_cut_into_blocks_and_tasks_that_change_no_code() {
+    let (m, k, n) = (401, 333, 75);
+    let (x, w) = (noise(m * k, 5), noise(k * n, 6));
+    let weights = Weights::new(k, n, |p, j| w[p * n + j].cast_signed());
+    let (requant, bias, scales) = requant(n, 7, false, 11);
+    let x = Bytes { data: &x, is_signed: false };
+    for n_threads in [1, 2, 5] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+        let mut y = vec![0xAA; m * n];
+        pool.install(|| product(m, x, &weights, &requant, &mut Out::Codes(&mut y)));
+        for (i, &y) in y.iter().enumerate() {
+            let (row, j) = (i / n, i % n);
+            let sum =
+                (0..k).map(|p| x.value(row * k + p) * i32::from(w[p * n + j].cast_signed())).sum();
+            assert_eq!(y, expected(sum, bias[j], scales[j], false, 11).0, "{n_threads} threads");
+        }
+    }
+}
