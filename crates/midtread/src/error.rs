@@ -27,6 +27,9 @@ pub enum Error {
     /// A model could not be run.
     #[error("the model cannot be run")]
     Run(#[source] midtread_exec::Error),
+    /// A model could not be compiled or run by the engine.
+    #[error("the model cannot be run by the engine")]
+    Engine(#[from] midtread_engine::Error),
     /// A model could not be run on a sample.
     #[error("sample `{sample}`")]
     RunSample {

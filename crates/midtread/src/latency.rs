@@ -2,11 +2,10 @@
 
 use std::time::Instant;
 
-use midtread_exec::Interpreter;
-use midtread_graph::{Model, Tensor};
+use midtread_graph::Tensor;
 use serde::Serialize;
 
-use crate::error::Error;
+use crate::{error::Error, runtime::Runner};
 
 /// Times of single runs in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -30,40 +29,53 @@ pub struct NodeLatency {
     pub node: String,
     /// Its operator.
     pub op_type: String,
-    /// Types and sizes of its inputs.
+    /// Types and sizes of its inputs, or how the engine computes it.
     pub inputs: String,
     /// The shortest time, in milliseconds.
     pub ms: f64,
 }
 
-/// Runs the model `n_runs` times on the same inputs, after two runs that are not counted.
+impl Latency {
+    /// Of single runs that took so many milliseconds each, at least one.
+    pub fn of(mut times: Vec<f64>, threads: usize) -> Self {
+        times.sort_by(f64::total_cmp);
+        let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
+        Self { runs: times.len(), threads, min: times[0], median: at(0.5), p90: at(0.9) }
+    }
+}
+
+/// Runs the model `n_runs` times on the same inputs, after two runs that are not counted: milliseconds of each.
+pub fn run_times(
+    runner: &Runner,
+    inputs: &[(String, Tensor)],
+    n_runs: usize,
+    n_threads: usize,
+) -> Result<Vec<f64>, Error> {
+    pool(n_threads)?.install(|| {
+        let once = || {
+            let inputs = inputs.to_vec();
+            let start = Instant::now();
+            runner.run(inputs)?;
+            Ok(start.elapsed().as_secs_f64() * 1e3)
+        };
+        once().and_then(|_| once())?;
+        (0..n_runs.max(1)).map(|_| once()).collect()
+    })
+}
+
+/// What [`run_times`] of `n_runs` amount to.
 pub fn latency(
-    model: &Model,
+    runner: &Runner,
     inputs: &[(String, Tensor)],
     n_runs: usize,
     n_threads: usize,
 ) -> Result<Latency, Error> {
-    let interpreter =
-        Interpreter::new(model, midtread_exec::Options { max_bytes: None }).map_err(Error::Run)?;
-    let n_runs = n_runs.max(1);
-    let mut times = pool(n_threads)?.install(|| {
-        let once = || {
-            let inputs = inputs.to_vec();
-            let start = Instant::now();
-            interpreter.run(inputs).map_err(Error::Run)?;
-            Ok(start.elapsed().as_secs_f64() * 1e3)
-        };
-        once().and_then(|_| once())?;
-        (0..n_runs).map(|_| once()).collect::<Result<Vec<f64>, Error>>()
-    })?;
-    times.sort_by(f64::total_cmp);
-    let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
-    Ok(Latency { runs: n_runs, threads: n_threads, min: times[0], median: at(0.5), p90: at(0.9) })
+    Ok(Latency::of(run_times(runner, inputs, n_runs, n_threads)?, n_threads))
 }
 
 /// The shortest time of each node in `n_runs` runs, in the order in which they ran.
 pub fn profile(
-    interpreter: &Interpreter,
+    runner: &Runner,
     inputs: &[(String, Tensor)],
     n_runs: usize,
     n_threads: usize,
@@ -71,7 +83,7 @@ pub fn profile(
     pool(n_threads)?.install(|| {
         let mut shortest: Vec<NodeLatency> = Vec::new();
         for _ in 0..n_runs.max(1) {
-            let (_, times) = interpreter.run_profiled(inputs.to_vec()).map_err(Error::Run)?;
+            let times = runner.run_profiled(inputs.to_vec())?;
             for (i, time) in times.into_iter().enumerate() {
                 let ms = time.time.as_secs_f64() * 1e3;
                 match shortest.get_mut(i) {
@@ -79,7 +91,7 @@ pub fn profile(
                     None => shortest.push(NodeLatency {
                         node: time.node,
                         op_type: time.op_type,
-                        inputs: time.inputs,
+                        inputs: time.detail,
                         ms,
                     }),
                 }

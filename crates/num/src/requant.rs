@@ -14,6 +14,19 @@ pub fn multiplier(x_scale: f32, w_scale: f32, y_scale: f32) -> f32 {
     x_scale * w_scale / y_scale
 }
 
+/// The factors and the offset of a quantized sum: its code is `a * factors[0] + b * factors[1] + offset`, rounded and
+/// saturated, where `a` and `b` are codes. All in `f32`, as onnxruntime's QLinearAdd computes it.
+pub fn sum_factors(
+    scales: [f32; 2],
+    zero_points: [i32; 2],
+    y_scale: f32,
+    y_zero_point: i32,
+) -> ([f32; 2], f32) {
+    let factors = scales.map(|scale| scale / y_scale);
+    let [a, b] = [0, 1].map(|i| factors[i] * zero_points[i] as f32);
+    (factors, y_zero_point as f32 - (a + b))
+}
+
 /// `saturate(round_ties_even(acc * multiplier) + zero_point)`, the product in `f32`.
 ///
 /// `acc` is rounded to `f32` first (to nearest even, from 2^24 on), and the product is clamped

@@ -18,7 +18,7 @@ pub mod table;
 mod attr;
 mod shape;
 mod typed;
-mod window;
+pub mod window;
 
 mod binary;
 mod cast;

@@ -1,8 +1,36 @@
 //! Windows that slide over the spatial dimensions: strides, dilations and padding of convolutions and pools.
 
 use midtread_graph::Node;
+use midtread_kernels::conv::Conv2d;
 
-use crate::{attr, eval::OpError, sym::SymDim};
+use crate::{attr, conv::ConvSizes, eval::OpError, pool::pool_window, sym::SymDim};
+
+/// The sizes of a convolution over images: `x` (image, channel, row, column), `w` (output channel, channel of a group,
+/// row, column).
+pub fn conv_2d(node: &Node, x: &[usize], w: &[usize]) -> Result<Conv2d, OpError> {
+    let conv = ConvSizes::read(node, x, w)?.to_2d()?;
+    conv.ok_or_else(|| OpError::Invalid(format!("a convolution over sizes {x:?}")))
+}
+
+/// The sizes of a pool over images, as those of a convolution with a group for each channel. `ceil_mode` must be 0.
+pub fn pool_2d(node: &Node, x: &[usize]) -> Result<Conv2d, OpError> {
+    let win = pool_window(node, x)?;
+    let &[n, channels, height, width] = x else {
+        return Err(OpError::Invalid(format!("a pool over sizes {x:?}")));
+    };
+    let pair = |list: &[usize]| [list[0], list[1]];
+    Ok(Conv2d {
+        n,
+        c_in: channels,
+        c_out: channels,
+        input: [height, width],
+        kernel: pair(&win.kernel),
+        strides: pair(&win.strides),
+        pads: [win.begin[0], win.begin[1], win.end[0], win.end[1]],
+        dilations: pair(&win.dilations),
+        groups: channels,
+    })
+}
 
 /// `auto_pad`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, time::Instant};
 
 use clap::Args;
 use midtread::{
-    Error, Format, Options, PlanOptions, Target,
+    Error, Format, Options, PlanOptions, Runner, Runtime, Target,
     data::{self, InputSpec, Labels, Preprocess},
     demo::{self, Figures},
     evaluate::{Prediction, RunOptions, predict},
@@ -107,8 +107,11 @@ impl Demo {
         let one = test
             .sample(0)
             .map_err(|source| Error::Sample { sample: test.names()[0].clone(), source })?;
-        let time = |model: &Model| latency(model, &one.inputs, 100, 1);
-        let (float_time, int8_time) = (time(&result.prepared)?, time(&int8)?);
+        let time = |model: &Model, runtime| {
+            latency(&Runner::new(model, runtime, None)?, &one.inputs, 100, 1)
+        };
+        let (float_time, int8_time) =
+            (time(&result.prepared, Runtime::Interpreter)?, time(&int8, Runtime::Engine)?);
         let right: Vec<Vec<usize>> = test
             .names()
             .iter()

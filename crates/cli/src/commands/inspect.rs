@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::Args;
 use midtread::{
-    graph::{Graph, Type},
+    engine::Program,
+    graph::{Graph, Model, Type},
     onnx,
 };
 use serde_json::json;
@@ -19,6 +20,7 @@ use crate::{
 #[command(after_help = "Examples:
   midtread inspect model.onnx
   midtread inspect model.onnx --nodes
+  midtread inspect model.int8.onnx --engine
   midtread inspect --cpu")]
 pub(crate) struct Inspect {
     /// The model
@@ -27,6 +29,9 @@ pub(crate) struct Inspect {
     /// List every node
     #[arg(long)]
     nodes: bool,
+    /// Show how the engine computes each node
+    #[arg(long)]
+    engine: bool,
     /// Show which kernels this machine runs
     #[arg(long)]
     cpu: bool,
@@ -98,9 +103,25 @@ impl Inspect {
             if self.nodes {
                 context.say(node_table(graph).trim_end());
             }
+            if self.engine {
+                context.say(step_table(&model)?.trim_end());
+            }
         }
         Ok(Outcome::Done)
     }
+}
+
+/// How the engine computes what, and how many steps of each kind there are.
+fn step_table(model: &Model) -> anyhow::Result<String> {
+    let program = Program::compile(model).map_err(midtread::Error::from)?;
+    let mut rows = vec![["node", "operator", "computed as"].map(str::to_owned).to_vec()];
+    let mut kinds = BTreeMap::new();
+    for step in program.steps() {
+        *kinds.entry(step.kind).or_insert(0) += 1;
+        rows.push(vec![step.node, step.op_type, step.kind.to_owned()]);
+    }
+    let kinds: Vec<String> = kinds.iter().map(|(kind, n)| format!("{n} x {kind}")).collect();
+    Ok(format!("{}\n{}", table(&rows), kinds.join(", ")))
 }
 
 fn constants(graph: &Graph) -> impl Iterator<Item = &midtread::graph::Tensor> {

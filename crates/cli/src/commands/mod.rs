@@ -1,6 +1,7 @@
 //! One file a command.
 
 mod apply;
+mod bench;
 mod calibrate;
 mod demo;
 mod evaluate;
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Quantize(quantize::Quantize),
     /// Run a model once, or many times to see how long it takes
     Run(run::Run),
+    /// Time models side by side: threads, interpreter and engine
+    Bench(bench::Bench),
     /// Score a model on labelled data, or against another model
     Evaluate(evaluate::Evaluate),
 }
@@ -51,6 +54,7 @@ impl Command {
             Self::Apply(args) => args.run(context),
             Self::Quantize(args) => args.run(context),
             Self::Run(args) => args.run(context),
+            Self::Bench(args) => args.run(context),
             Self::Evaluate(args) => args.run(context),
         }
     }

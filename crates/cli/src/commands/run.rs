@@ -4,7 +4,7 @@ use std::{num::NonZero, path::PathBuf};
 
 use clap::Args;
 use midtread::{
-    exec::Interpreter,
+    Runner, Runtime,
     graph::Tensor,
     latency::{latency, profile},
     onnx,
@@ -21,7 +21,8 @@ use crate::{
 #[command(after_help = "Examples:
   midtread run model.onnx --inputs in.npz --outputs out/
   midtread run model.onnx --inputs in.npz --repeat 100 --threads 1
-  midtread run model.onnx --inputs in.npz --profile")]
+  midtread run model.onnx --inputs in.npz --profile
+  midtread run model.int8.onnx --inputs in.npz --runtime engine --repeat 100")]
 pub(crate) struct Run {
     /// The model
     model: PathBuf,
@@ -34,6 +35,9 @@ pub(crate) struct Run {
     /// Run this many times and show how long one takes
     #[arg(long, value_name = "N")]
     repeat: Option<NonZero<usize>>,
+    /// What runs it: the interpreter, exactly as ONNX says, or the engine, in integers
+    #[arg(long, value_name = "NAME", default_value = "interpreter", value_parser = parse_runtime)]
+    runtime: Runtime,
     /// Show how long each node takes, at its shortest of --repeat runs
     #[arg(long)]
     profile: bool,
@@ -43,20 +47,18 @@ impl Run {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
         let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
         let inputs = samples::read_inputs(&self.inputs, &model)?;
-        let interpreter =
-            Interpreter::new(&model, midtread::exec::Options { max_bytes: context.max_bytes })
-                .map_err(midtread::Error::Run)?;
-        let outputs = interpreter.run(inputs.clone()).map_err(midtread::Error::Run)?;
+        let runner = Runner::new(&model, self.runtime, context.max_bytes)?;
+        let outputs = runner.run(inputs.clone())?;
         if let Some(path) = &self.outputs {
             samples::write_outputs(path, &outputs)?;
         }
         let times = match self.repeat {
-            Some(n) => Some(latency(&model, &inputs, n.get(), context.n_threads)?),
+            Some(n) => Some(latency(&runner, &inputs, n.get(), context.n_threads)?),
             None => None,
         };
         let nodes = match self.profile {
             true => Some(profile(
-                &interpreter,
+                &runner,
                 &inputs,
                 self.repeat.map_or(1, NonZero::get),
                 context.n_threads,
@@ -92,6 +94,14 @@ impl Run {
         }
         Ok(Outcome::Done)
     }
+}
+
+/// `--runtime`.
+pub(crate) fn parse_runtime(text: &str) -> Result<Runtime, String> {
+    Runtime::ALL.iter().copied().find(|r| r.name() == text).ok_or_else(|| {
+        let names: Vec<_> = Runtime::ALL.iter().map(|r| r.name()).collect();
+        format!("one of {}", names.join(", "))
+    })
 }
 
 /// Type, sizes and the first few elements.
