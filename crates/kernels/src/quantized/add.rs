@@ -1,7 +1,7 @@
 //! Sums of two tensors of codes.
 
 use super::Bytes;
-use super::lanes::{Lanes, Scalar};
+use super::lanes::{Lanes, N, Scalar};
 use crate::par;
 use crate::variant::{self, Isa, Variant, VariantInfo};
 
@@ -26,6 +26,14 @@ type Run = fn(&Add, Bytes, Bytes, &mut [u8]);
 /// Fastest first. All give the same bits.
 static VARIANTS: &[Variant<Run>] = &[
     #[cfg(target_arch = "x86_64")]
+    Variant::new(
+        "avx512",
+        Isa::Avx512,
+        variant::has_avx512,
+        // SAFETY: `Variant::get` hands this out only when `has_avx512` has found the features.
+        |add, a, b, y| unsafe { avx512(add, a, b, y) },
+    ),
+    #[cfg(target_arch = "x86_64")]
     // SAFETY: `Variant::get` hands this out only when `has_avx2` has found the features.
     Variant::new("avx2", Isa::Avx2, variant::has_avx2, |add, a, b, y| unsafe {
         avx2(add, a, b, y)
@@ -37,6 +45,12 @@ static VARIANTS: &[Variant<Run>] = &[
 #[target_feature(enable = "avx2,fma")]
 fn avx2(add: &Add, a: Bytes, b: Bytes, y: &mut [u8]) {
     run(super::lanes::Avx2::new(), add, a, b, y);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn avx512(add: &Add, a: Bytes, b: Bytes, y: &mut [u8]) {
+    run(super::lanes::Avx512::new(), add, a, b, y);
 }
 
 pub(super) fn describe() -> Vec<VariantInfo> {
@@ -62,8 +76,8 @@ pub fn add(add: &Add, a: Bytes, b: Bytes, y: &mut [u8]) {
 
 #[inline(always)]
 fn run<L: Lanes>(l: L, add: &Add, a: Bytes, b: Bytes, y: &mut [u8]) {
-    let whole = y.len() / L::N * L::N;
-    for at in (0..whole).step_by(L::N) {
+    let whole = y.len() / N * N;
+    for at in (0..whole).step_by(N) {
         let codes = lanes(l, add, a, &a.data[at..], b, &b.data[at..]);
         l.store_bytes(&mut y[at..], codes);
     }

@@ -1,7 +1,15 @@
 //! Convolutions whose groups have one input and one output channel.
 
-use super::lanes::{Lanes, Scalar, pair};
-use super::requant::PANEL;
+#![expect(
+    clippy::needless_range_loop,
+    reason = "registers are addressed by their place in the tile"
+)]
+
+use std::ops::Range;
+
+use super::lanes::{Lanes, N, Scalar, pair};
+use super::product::store;
+use super::requant::Channels;
 use super::{Bytes, Conv2d, Requant};
 use crate::par::{self, Disjoint};
 use crate::variant::{self, Isa, Variant, VariantInfo};
@@ -11,59 +19,63 @@ use crate::variant::{self, Isa, Variant, VariantInfo};
 pub struct DepthwiseWeights {
     n_taps: usize,
     channels: usize,
-    /// (pair of taps, channel), the channels filled up with zeros; and so the last pair, when the taps are odd.
-    words: Vec<i32>,
+    /// (sixteen channels, pair of taps, channel), the channels filled up with zeros; and so the last pair, when the
+    /// taps are odd.
+    words: Vec<[i32; N]>,
 }
 
 impl DepthwiseWeights {
     /// From `at(tap, channel)`, with the zero points subtracted; taps are kernel row after kernel row.
     pub fn new(n_taps: usize, channels: usize, at: impl Fn(usize, usize) -> i8) -> Self {
-        let pitch = channels.next_multiple_of(PANEL);
-        let mut words = vec![0; n_taps.div_ceil(2) * pitch];
-        for (t, row) in words.chunks_exact_mut(pitch.max(1)).enumerate() {
-            for (c, word) in row[..channels].iter_mut().enumerate() {
-                let second = if 2 * t + 1 < n_taps { i16::from(at(2 * t + 1, c)) } else { 0 };
-                *word = pair(i16::from(at(2 * t, c)), second);
-            }
-        }
+        let n_pairs = n_taps.div_ceil(2);
+        let at = |t: usize, c: usize| {
+            if t < n_taps && c < channels { i16::from(at(t, c)) } else { 0 }
+        };
+        let words = (0..channels.div_ceil(N) * n_pairs)
+            .map(|i| {
+                let (first, t) = (i / n_pairs * N, i % n_pairs * 2);
+                std::array::from_fn(|lane| pair(at(t, first + lane), at(t + 1, first + lane)))
+            })
+            .collect();
         Self { n_taps, channels, words }
     }
 }
 
-/// One output pixel.
-struct Pixel<'a> {
-    /// The channels of what each tap sees, an even number of them.
+/// A row of output pixels.
+struct Row<'a> {
+    /// What each tap sees for the row's first pixel, from its first channel on; an even number of them. Pixels are
+    /// `step` bytes apart. For pixel `p` of `inner`, `p * step + channels` bytes are there.
     taps: &'a [&'a [u8]],
+    step: usize,
+    inner: Range<usize>,
     weights: &'a DepthwiseWeights,
     requant: &'a Requant,
     is_signed: bool,
 }
 
-type Run = fn(&Pixel, &mut [u8]);
+type Run = fn(&Row, &mut [u8]);
 
 /// Fastest first. All give the same bits.
 static VARIANTS: &[Variant<Run>] = &[
     #[cfg(target_arch = "x86_64")]
     // SAFETY: `Variant::get` hands this out only when `has_avx512` has found the features.
-    Variant::new("avx512", Isa::Avx512, variant::has_avx512, |pixel, y| unsafe {
-        avx512(pixel, y)
-    }),
+    Variant::new("avx512", Isa::Avx512, variant::has_avx512, |row, y| unsafe { avx512(row, y) }),
     #[cfg(target_arch = "x86_64")]
     // SAFETY: `Variant::get` hands this out only when `has_avx2` has found the features.
-    Variant::new("avx2", Isa::Avx2, variant::has_avx2, |pixel, y| unsafe { avx2(pixel, y) }),
-    Variant::scalar(|pixel, y| run_pixel(Scalar, pixel, y)),
+    Variant::new("avx2", Isa::Avx2, variant::has_avx2, |row, y| unsafe { avx2(row, y) }),
+    Variant::scalar(|row, y| run_row(Scalar, row, y)),
 ];
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn avx2(pixel: &Pixel, y: &mut [u8]) {
-    run_pixel(super::lanes::Avx2::new(), pixel, y);
+fn avx2(row: &Row, y: &mut [u8]) {
+    run_row(super::lanes::Avx2::new(), row, y);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-fn avx512(pixel: &Pixel, y: &mut [u8]) {
-    run_pixel(super::lanes::Avx512::new(), pixel, y);
+fn avx512(row: &Row, y: &mut [u8]) {
+    run_row(super::lanes::Avx512::new(), row, y);
 }
 
 pub(super) fn describe() -> Vec<VariantInfo> {
@@ -100,86 +112,166 @@ fn run(
     let c = conv.c_in;
     assert!(c == conv.groups && c == conv.c_out, "a group for each channel: {conv:?}");
     conv.check(x.data.len(), weights.n_taps * c, y.len());
-    assert_eq!(weights.channels, c, "weights for each channel");
+    assert_eq!(
+        [weights.channels, weights.n_taps],
+        [c, conv.kernel[0] * conv.kernel[1]],
+        "weights of this size"
+    );
     requant.check(c);
     if y.is_empty() {
         return;
     }
-    let ([height, width], [kh, kw]) = (conv.input, conv.kernel);
+    let [height, width] = conv.input;
     let [out_h, out_w] = conv.output();
-    let padding = vec![zero_point as u8; c];
+    // A row of the input as the padding would have it, for taps above and below.
+    let padding = vec![zero_point as u8; width * c];
+    let inner = inner_columns(conv);
     let n_rows = conv.n * out_h;
-    let cost = y.len() * weights.n_taps / 10;
+    let cost = y.len() * weights.n_taps / 40;
     let n_tasks = par::n_tasks(cost).min(n_rows);
     let y = Disjoint::new(y);
     par::for_each_task(n_tasks, cost, |task| {
         let mut taps = vec![&padding[..]; weights.n_taps.next_multiple_of(2)];
         for row in par::share(n_rows, n_tasks, task) {
             let image = &x.data[row / out_h * height * width * c..][..height * width * c];
-            let top = row % out_h * conv.strides[0];
+            let line = |t: usize| {
+                let top = row % out_h * conv.strides[0] + t / conv.kernel[1] * conv.dilations[0];
+                let y = top.wrapping_sub(conv.pads[0]);
+                if y < height { &image[y * width * c..][..width * c] } else { &padding[..] }
+            };
+            let left = |t: usize| t % conv.kernel[1] * conv.dilations[1];
             // SAFETY: each output row is one task's.
             let y = unsafe { y.slice(row * out_w * c, out_w * c) };
-            for (col, y) in y.chunks_exact_mut(c).enumerate() {
-                let left = col * conv.strides[1];
-                for (t, tap) in taps[..kh * kw].iter_mut().enumerate() {
-                    let y = (top + t / kw * conv.dilations[0]).wrapping_sub(conv.pads[0]);
-                    let x = (left + t % kw * conv.dilations[1]).wrapping_sub(conv.pads[1]);
-                    let is_inside = y < height && x < width;
-                    *tap = if is_inside { &image[(y * width + x) * c..][..c] } else { &padding };
+            let columns = |inner: Range<usize>, taps: &[&[u8]], y: &mut [u8]| {
+                let step = conv.strides[1] * c;
+                kernel(&Row { taps, step, inner, weights, requant, is_signed: x.is_signed }, y);
+            };
+            if !inner.is_empty() {
+                for (t, tap) in taps[..weights.n_taps].iter_mut().enumerate() {
+                    *tap = &line(t)[(inner.start * conv.strides[1] + left(t) - conv.pads[1]) * c..];
                 }
-                kernel(&Pixel { taps: &taps, weights, requant, is_signed: x.is_signed }, y);
+                if weights.n_taps % 2 == 1 {
+                    // Its weights are 0.
+                    taps[weights.n_taps] = taps[0];
+                }
+                columns(0..inner.len(), &taps, &mut y[inner.start * c..inner.end * c]);
+            }
+            for col in (0..out_w).filter(|col| !inner.contains(col)) {
+                for (t, tap) in taps[..weights.n_taps].iter_mut().enumerate() {
+                    let x = (col * conv.strides[1] + left(t)).wrapping_sub(conv.pads[1]);
+                    *tap = if x < width { &line(t)[x * c..][..c] } else { &padding[..c] };
+                }
+                if weights.n_taps % 2 == 1 {
+                    taps[weights.n_taps] = taps[0];
+                }
+                columns(0..1, &taps, &mut y[col * c..][..c]);
             }
         }
     });
 }
 
+/// The output columns all of whose taps are inside the image.
+fn inner_columns(conv: &Conv2d) -> Range<usize> {
+    let reach = (conv.kernel[1] - 1) * conv.dilations[1] + 1;
+    let start = conv.pads[1].div_ceil(conv.strides[1]);
+    // Column `i` ends at `i * stride - pad + reach`.
+    let Some(room) = (conv.input[1] + conv.pads[1]).checked_sub(reach) else { return 0..0 };
+    let end = (room / conv.strides[1] + 1).min(conv.output()[1]);
+    start.min(end)..end
+}
+
 #[inline(always)]
-fn run_pixel<L: Lanes>(l: L, pixel: &Pixel, y: &mut [u8]) {
-    let channels = y.len();
-    assert!(pixel.taps.iter().all(|tap| tap.len() == channels), "every tap sees all channels");
-    if channels < L::N {
-        // Too few for a register: longer ones, filled up.
-        let mut longer = [[0_u8; PANEL]; 2];
-        let mut sums = l.splat(0);
-        for (t, taps) in pixel.taps.chunks_exact(2).enumerate() {
-            for (to, tap) in longer.iter_mut().zip(taps) {
-                to[..channels].copy_from_slice(tap);
+fn run_row<L: Lanes>(l: L, row: &Row, y: &mut [u8]) {
+    let c = row.weights.channels;
+    let n_pixels = row.inner.len();
+    assert_eq!(y.len(), n_pixels * c, "a row of pixels");
+    let n_bytes = (n_pixels - 1) * row.step + c;
+    assert!(row.taps.iter().all(|tap| n_bytes <= tap.len()), "every tap sees every pixel");
+    let n_pairs = row.taps.len() / 2;
+    for (block, words) in row.weights.words.chunks_exact(n_pairs).enumerate() {
+        let channels = block * N..c.min((block + 1) * N);
+        let requant = row.requant.channels(l, channels.start);
+        let mut pixel = 0;
+        if channels.len() == N {
+            while pixel + 4 <= n_pixels {
+                // SAFETY: sixteen channels of four pixels of the row, which every tap sees by the assertion above.
+                unsafe { run_whole::<L, 4>(l, row, words, &requant, pixel, channels.start, y) };
+                pixel += 4;
             }
-            sums = add_taps(l, pixel, sums, [&longer[0], &longer[1]], t, 0, 0);
+            for pixel in pixel..n_pixels {
+                // SAFETY: as above, of one pixel.
+                unsafe { run_whole::<L, 1>(l, row, words, &requant, pixel, channels.start, y) };
+            }
+            continue;
         }
-        let mut codes = [0; PANEL];
-        l.store_bytes(&mut codes, pixel.requant.codes(l, sums, 0));
-        y.copy_from_slice(&codes[..channels]);
-        return;
-    }
-    let mut c = 0;
-    while c < channels {
-        // The last register may do some channels again.
-        c = c.min(channels - L::N);
-        let mut sums = l.splat(0);
-        for (t, taps) in pixel.taps.chunks_exact(2).enumerate() {
-            sums = add_taps(l, pixel, sums, [taps[0], taps[1]], t, c, c);
+        // The last channels, fewer than a register has lanes.
+        for pixel in 0..n_pixels {
+            let at = pixel * row.step + channels.start;
+            let mut sums = l.splat(0);
+            for (taps, words) in row.taps.as_chunks::<2>().0.iter().zip(words) {
+                let mut longer = [[0; N]; 2];
+                for (longer, tap) in longer.iter_mut().zip(taps) {
+                    longer[..channels.len()].copy_from_slice(&tap[at..at + channels.len()]);
+                }
+                sums = l.dot(sums, zip(l, row, &longer[0], &longer[1]), l.load(words));
+            }
+            let codes = requant.codes(l, sums);
+            let start = pixel * c + channels.start;
+            store(&mut y[start..start + channels.len()], |y| l.store_bytes(y, codes));
         }
-        l.store_bytes(&mut y[c..], pixel.requant.codes(l, sums, c));
-        c += L::N;
     }
 }
 
-/// Adds the products of a pair of taps: bytes from `at` on, for the channels from `c` on.
+/// Sixteen channels of some pixels.
+///
+/// # Safety
+///
+/// Every tap is at least `(pixel + P - 1) * row.step + channel + 16` bytes long.
 #[inline(always)]
-fn add_taps<L: Lanes>(
+unsafe fn run_whole<L: Lanes, const P: usize>(
     l: L,
-    pixel: &Pixel,
-    sums: L::I,
-    [a, b]: [&[u8]; 2],
-    t: usize,
-    c: usize,
-    at: usize,
-) -> L::I {
-    let (a, b) = (&a[at..], &b[at..]);
-    let x = if pixel.is_signed { l.zip::<true>(a, b) } else { l.zip::<false>(a, b) };
-    let pitch = pixel.weights.channels.next_multiple_of(PANEL);
-    l.dot(sums, x, l.load(&pixel.weights.words[t * pitch + c..]))
+    row: &Row,
+    words: &[[i32; N]],
+    requant: &Channels<L>,
+    pixel: usize,
+    channel: usize,
+    y: &mut [u8],
+) {
+    let at: [usize; P] = std::array::from_fn(|i| (pixel + i) * row.step + channel);
+    let mut sums = [l.splat(0); P];
+    for ([a, b], words) in row.taps.as_chunks::<2>().0.iter().zip(words) {
+        let w = l.load(words);
+        for i in 0..P {
+            // SAFETY: the caller's promise.
+            let a = unsafe { sixteen(a, at[i]) };
+            // SAFETY: as above.
+            let b = unsafe { sixteen(b, at[i]) };
+            sums[i] = l.dot(sums[i], zip(l, row, a, b), w);
+        }
+    }
+    for i in 0..P {
+        let start = (pixel + i) * row.weights.channels + channel;
+        l.store_bytes(&mut y[start..start + N], requant.codes(l, sums[i]));
+    }
+}
+
+/// Elements `at..at + 16`.
+///
+/// # Safety
+///
+/// `at + 16 <= x.len()`.
+#[inline(always)]
+unsafe fn sixteen(x: &[u8], at: usize) -> &[u8; N] {
+    debug_assert!(at + N <= x.len(), "sixteen bytes at {at} of {}", x.len());
+    // SAFETY: inside the slice by the caller's promise.
+    let first = unsafe { x.as_ptr().add(at) };
+    // SAFETY: sixteen bytes from there are in the slice, whose lifetime and sharing the result keeps.
+    unsafe { &*first.cast() }
+}
+
+#[inline(always)]
+fn zip<L: Lanes>(l: L, row: &Row, a: &[u8; N], b: &[u8; N]) -> L::I {
+    if row.is_signed { l.zip::<true>(a, b) } else { l.zip::<false>(a, b) }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Pools of codes, channels last.
 
-use super::lanes::Scalar;
+use super::lanes::{N, Scalar};
 use super::{Bytes, Conv2d, Requant, code};
 use crate::par;
 
@@ -22,18 +22,18 @@ pub fn global_average_pool(
     if y.is_empty() {
         return;
     }
-    let mut sums = vec![[0_i32; 8]; channels.div_ceil(8)];
+    let mut sums = vec![[0_i32; N]; channels.div_ceil(N)];
     for (i, y) in y.chunks_exact_mut(channels).enumerate() {
-        sums.fill([0; 8]);
+        sums.fill([0; N]);
         let sums = sums.as_flattened_mut();
         for pixel in x.data[i * pixels * channels..][..pixels * channels].chunks_exact(channels) {
             for (sum, &byte) in sums.iter_mut().zip(pixel) {
                 *sum += code(byte, x.is_signed);
             }
         }
-        for (c, sums) in sums.as_chunks::<8>().0.iter().enumerate() {
-            let codes = requant.codes(Scalar, *sums, c * 8);
-            for (y, code) in y[c * 8..].iter_mut().zip(codes) {
+        for (c, sums) in sums.as_chunks::<N>().0.iter().enumerate() {
+            let codes = requant.channels(Scalar, c * N).codes(Scalar, *sums);
+            for (y, code) in y[c * N..].iter_mut().zip(codes) {
                 *y = code as u8;
             }
         }

@@ -7,8 +7,7 @@
 
 use std::ops::Range;
 
-use super::lanes::{Lanes, Scalar, pair};
-use super::requant::PANEL;
+use super::lanes::{Lanes, N, Scalar, pair};
 use super::windows::{Flat, Rows, Windows};
 use super::{Bytes, Conv2d, Out, Requant};
 use crate::gemm::grid;
@@ -29,11 +28,11 @@ impl Weights {
     /// From `at(row, column)`.
     pub fn new(k: usize, n: usize, at: impl Fn(usize, usize) -> i8) -> Self {
         let n_words = k.div_ceil(2);
-        let mut panels = vec![0; n.div_ceil(PANEL) * n_words * 2 * PANEL];
-        for (i, panel) in panels.chunks_exact_mut((n_words * 2 * PANEL).max(1)).enumerate() {
-            for (word, lanes) in panel.chunks_exact_mut(2 * PANEL).enumerate() {
+        let mut panels = vec![0; n.div_ceil(N) * n_words * 2 * N];
+        for (i, panel) in panels.chunks_exact_mut((n_words * 2 * N).max(1)).enumerate() {
+            for (word, lanes) in panel.chunks_exact_mut(2 * N).enumerate() {
                 for (j, byte) in lanes.iter_mut().enumerate() {
-                    let (row, column) = (2 * word + j % 2, i * PANEL + j / 2);
+                    let (row, column) = (2 * word + j % 2, i * N + j / 2);
                     if row < k && column < n {
                         *byte = at(row, column);
                     }
@@ -234,7 +233,7 @@ fn run(
         return;
     }
     let cost = m.saturating_mul(weights.k).saturating_mul(weights.n) / 80;
-    let n_panels = weights.n.div_ceil(PANEL);
+    let n_panels = weights.n.div_ceil(N);
     let (n_m, n_n) = grid(par::n_tasks(cost), m.div_ceil(6), n_panels);
     let n_words = weights.n_words();
     let block_rows = (MAX_ROWS / n_words.max(1)).clamp(6, 240) / 6 * 6;
@@ -283,15 +282,16 @@ fn with_words<R>(len: usize, f: impl FnOnce(&mut [i32]) -> R) -> R {
 fn run_block<L: Lanes, const MR: usize, const P: usize>(l: L, block: &Block) {
     for panel in block.panels.clone().step_by(P) {
         let is_last = block.panels.end - panel < P;
-        let n_tiles = block.n_rows.div_ceil(MR);
-        for i in 0..n_tiles {
-            let rows = par::share(block.n_rows, n_tiles, i);
-            let tile = Tile { block, row: rows.start, panel };
+        let mut row = 0;
+        while row < block.n_rows {
+            let n_rows = MR.min(block.n_rows - row);
+            let tile = Tile { block, row, panel };
             if P == 1 || is_last {
-                tile.run_rows::<L, 1>(l, rows.len());
+                tile.run_rows::<L, MR, 1>(l, n_rows);
             } else {
-                tile.run_rows::<L, P>(l, rows.len());
+                tile.run_rows::<L, MR, P>(l, n_rows);
             }
+            row += n_rows;
         }
     }
 }
@@ -302,12 +302,9 @@ struct Tile<'a> {
     panel: usize,
 }
 
-/// Registers of a row of a tile, at most.
-const MAX_V: usize = 2;
-
 impl Tile<'_> {
     #[inline(always)]
-    fn run_rows<L: Lanes, const P: usize>(&self, l: L, n_rows: usize) {
+    fn run_rows<L: Lanes, const MR: usize, const P: usize>(&self, l: L, n_rows: usize) {
         match n_rows {
             1 => self.run::<L, 1, P>(l),
             2 => self.run::<L, 2, P>(l),
@@ -315,8 +312,8 @@ impl Tile<'_> {
             4 => self.run::<L, 4, P>(l),
             5 => self.run::<L, 5, P>(l),
             6 => self.run::<L, 6, P>(l),
-            7 if 8 < L::N => self.run::<L, 7, P>(l),
-            8 if 8 < L::N => self.run::<L, 8, P>(l),
+            7 if 6 < MR => self.run::<L, 7, P>(l),
+            8 if 6 < MR => self.run::<L, 8, P>(l),
             _ => unreachable!("no tile is higher than the kernel's"),
         }
     }
@@ -326,66 +323,65 @@ impl Tile<'_> {
     fn run<L: Lanes, const MR: usize, const P: usize>(&self, l: L) {
         let block = self.block;
         let n_words = block.weights.n_words();
-        let per_panel = PANEL / L::N;
-        let panel_len = n_words * 2 * PANEL;
+        let panel_len = n_words * 2 * N;
         let mut rows: [&[i32]; MR] = [&[]; MR];
         for i in 0..MR {
             rows[i] = &block.rows[(self.row + i) * n_words..][..n_words];
         }
-        let mut panels: [&[[i8; 2 * PANEL]]; P] = [&[]; P];
+        let mut panels: [&[[i8; 2 * N]]; P] = [&[]; P];
         for j in 0..P {
             let panel = &block.weights.panels[(self.panel + j) * panel_len..][..panel_len];
             panels[j] = &panel.as_chunks().0[..n_words];
         }
-        let mut acc = [[l.splat(0); MAX_V]; MR];
+        let mut acc = [[l.splat(0); P]; MR];
         for p in 0..n_words {
-            let mut b = [l.splat(0); MAX_V];
-            for v in 0..P * per_panel {
-                b[v] = l.load_pairs(&panels[v / per_panel][p][v % per_panel * 2 * L::N..]);
+            let mut b = [l.splat(0); P];
+            for j in 0..P {
+                b[j] = l.load_pairs(&panels[j][p]);
             }
             for i in 0..MR {
                 let a = l.splat(rows[i][p]);
-                for v in 0..P * per_panel {
-                    acc[i][v] = l.dot(acc[i][v], a, b[v]);
+                for j in 0..P {
+                    acc[i][j] = l.dot(acc[i][j], a, b[j]);
                 }
             }
         }
-        for v in 0..P * per_panel {
-            let column = self.panel * PANEL + v * L::N;
-            let n_columns = block.weights.n.saturating_sub(column).min(L::N);
-            if n_columns == 0 {
-                return;
-            }
-            for i in 0..MR {
-                let start = block.start + (self.row + i) * block.pitch + column;
-                match block.out {
-                    DisjointOut::Codes(out) => {
+        for j in 0..P {
+            let column = (self.panel + j) * N;
+            let n_columns = (block.weights.n - column).min(N);
+            let requant = block.requant.channels(l, column);
+            let start = block.start + self.row * block.pitch + column;
+            match block.out {
+                DisjointOut::Codes(out) => {
+                    for i in 0..MR {
+                        let codes = requant.codes(l, acc[i][j]);
                         // SAFETY: these rows and columns are this task's.
-                        let out = unsafe { out.slice(start, n_columns) };
-                        let codes = block.requant.codes(l, acc[i][v], column);
-                        if n_columns == L::N {
-                            l.store_bytes(out, codes);
-                        } else {
-                            let mut lanes = [0; PANEL];
-                            l.store_bytes(&mut lanes, codes);
-                            out.copy_from_slice(&lanes[..n_columns]);
-                        }
+                        let out = unsafe { out.slice(start + i * block.pitch, n_columns) };
+                        store(out, |y| l.store_bytes(y, codes));
                     }
-                    DisjointOut::Numbers(out) => {
+                }
+                DisjointOut::Numbers(out) => {
+                    for i in 0..MR {
+                        let numbers = requant.numbers(l, acc[i][j]);
                         // SAFETY: as above.
-                        let out = unsafe { out.slice(start, n_columns) };
-                        let numbers = block.requant.numbers(l, acc[i][v], column);
-                        if n_columns == L::N {
-                            l.store_f32(out, numbers);
-                        } else {
-                            let mut lanes = [0.0; PANEL];
-                            l.store_f32(&mut lanes, numbers);
-                            out.copy_from_slice(&lanes[..n_columns]);
-                        }
+                        let out = unsafe { out.slice(start + i * block.pitch, n_columns) };
+                        store(out, |y| l.store_f32(y, numbers));
                     }
                 }
             }
         }
+    }
+}
+
+/// Calls `write` with room for all lanes, of which `out` may want the first ones only.
+#[inline(always)]
+pub(super) fn store<T: Copy + Default>(out: &mut [T], write: impl FnOnce(&mut [T])) {
+    if out.len() == N {
+        write(out);
+    } else {
+        let mut lanes = [T::default(); N];
+        write(&mut lanes);
+        out.copy_from_slice(&lanes[..out.len()]);
     }
 }
 

@@ -1,16 +1,41 @@
 //! From sums to codes.
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, N};
 
 /// How the sums of each output channel become codes, or numbers.
 #[derive(Clone, Debug)]
 pub struct Requant {
-    /// Added to the sums; as many as output channels, filled up to whole panels.
+    /// Added to the sums; as many as output channels, filled up to whole registers.
     pub(super) bias: Vec<i32>,
     pub(super) scales: Vec<f32>,
     lo: f32,
     hi: f32,
     zero_point: i32,
+}
+
+/// A [`Requant`] in registers.
+#[derive(Clone, Copy)]
+pub(super) struct Channels<L: Lanes> {
+    bias: L::I,
+    scales: L::F,
+    lo: L::F,
+    hi: L::F,
+    zero_point: L::I,
+}
+
+impl<L: Lanes> Channels<L> {
+    /// The codes of sums.
+    #[inline(always)]
+    pub(super) fn codes(&self, l: L, sums: L::I) -> L::I {
+        let x = l.clamp(self.numbers(l, sums), self.lo, self.hi);
+        l.add(l.round(x), self.zero_point)
+    }
+
+    /// The numbers of sums.
+    #[inline(always)]
+    pub(super) fn numbers(&self, l: L, sums: L::I) -> L::F {
+        l.mul(l.to_f32(l.add(sums, self.bias)), self.scales)
+    }
 }
 
 /// What is written.
@@ -48,7 +73,7 @@ impl Requant {
     pub fn new(bias: &[i32], scales: &[f32], codes: [i32; 2], zero_point: i32) -> Self {
         assert_eq!(bias.len(), scales.len(), "a bias and a scale for each channel");
         assert!(scales.iter().all(|s| s.is_finite()), "scales are numbers");
-        let n = bias.len().next_multiple_of(PANEL);
+        let n = bias.len().next_multiple_of(N);
         let (mut bias, mut scales) = (bias.to_vec(), scales.to_vec());
         bias.resize(n, 0);
         scales.resize(n, 0.0);
@@ -56,26 +81,20 @@ impl Requant {
         Self { bias, scales, lo, hi, zero_point }
     }
 
-    /// The codes of lanes of sums for the channels from `channel` on.
+    /// What concerns the sixteen channels from `channel` on.
     #[inline(always)]
-    pub(super) fn codes<L: Lanes>(&self, l: L, sums: L::I, channel: usize) -> L::I {
-        let x = self.numbers(l, sums, channel);
-        let x = l.clamp(x, l.splat_f32(self.lo), l.splat_f32(self.hi));
-        l.add(l.round(x), l.splat(self.zero_point))
+    pub(super) fn channels<L: Lanes>(&self, l: L, channel: usize) -> Channels<L> {
+        Channels {
+            bias: l.load(&self.bias[channel..]),
+            scales: l.load_f32(&self.scales[channel..]),
+            lo: l.splat_f32(self.lo),
+            hi: l.splat_f32(self.hi),
+            zero_point: l.splat(self.zero_point),
+        }
     }
 
-    /// The numbers of lanes of sums for the channels from `channel` on.
-    #[inline(always)]
-    pub(super) fn numbers<L: Lanes>(&self, l: L, sums: L::I, channel: usize) -> L::F {
-        let sums = l.add(sums, l.load(&self.bias[channel..]));
-        l.mul(l.to_f32(sums), l.load_f32(&self.scales[channel..]))
-    }
-
-    /// What concerns the channels from `start` on; `start` is a multiple of a panel.
+    /// Panics when it is for another number of channels.
     pub(super) fn check(&self, n_channels: usize) {
-        assert_eq!(self.bias.len(), n_channels.next_multiple_of(PANEL), "a bias for each channel");
+        assert_eq!(self.bias.len(), n_channels.next_multiple_of(N), "a bias for each channel");
     }
 }
-
-/// Columns of a panel of weights.
-pub(super) const PANEL: usize = 16;

@@ -1,0 +1,325 @@
+//! The engine against ONNX Runtime's integer kernels and against the interpreter.
+
+use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicBool};
+
+use midtread::{
+    Format, Options, PlanOptions, Runner, Runtime, Target,
+    data::{self, InputSpec, Preprocess},
+    engine::Program,
+    graph::{Attr, AttrValue, DataType, Dim, Graph, Model, Node, Tensor, Type, ValueId},
+    onnx::{self, SaveOptions},
+    passes::PrepareOptions,
+    quant::calibrate::Samples as _,
+    quantize::Silent,
+};
+use midtread_testkit::{npz, oracle, root};
+
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+/// Bytes of a linear congruential generator.
+struct Noise(u64);
+
+impl Noise {
+    fn byte(&mut self) -> u8 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.0 >> 56) as u8
+    }
+
+    /// A number below `n`.
+    fn below(&mut self, n: usize) -> usize {
+        usize::from(self.byte()) % n
+    }
+
+    fn codes(&mut self, dtype: DataType, dims: &[usize]) -> Tensor {
+        let bytes: Vec<u8> = (0..dims.iter().product()).map(|_| self.byte()).collect();
+        Tensor::from_bytes(dtype, dims.to_vec(), bytes.into()).unwrap()
+    }
+
+    /// Seven bits, so that ONNX Runtime's 16-bit sums of two products do not saturate on CPUs without VNNI.
+    fn weights(&mut self, dims: &[usize]) -> Tensor {
+        let codes: Vec<i8> =
+            (0..dims.iter().product()).map(|_| (self.byte() % 128) as i8 - 64).collect();
+        Tensor::from_slice(dims.to_vec(), &codes).unwrap()
+    }
+
+    fn scale(&mut self) -> f32 {
+        0.001 + f32::from(self.byte()) * 0.0003
+    }
+}
+
+/// A model of many independent nodes, each with inputs and an output of its own.
+struct Nodes {
+    graph: Graph,
+    inputs: Vec<(String, Tensor)>,
+    noise: Noise,
+}
+
+impl Nodes {
+    fn new(seed: u64) -> Self {
+        let mut graph = Graph::default();
+        graph.name = "nodes".to_owned();
+        Self { graph, inputs: Vec::new(), noise: Noise(seed) }
+    }
+
+    fn constant(&mut self, tensor: Tensor) -> ValueId {
+        self.graph.add_constant("c", tensor)
+    }
+
+    fn scale(&mut self, times: f32) -> ValueId {
+        let scale = self.noise.scale() * times;
+        self.constant(Tensor::scalar(scale))
+    }
+
+    fn zero_point(&mut self, dtype: DataType) -> ValueId {
+        let zero = self.noise.codes(dtype, &[]);
+        self.constant(zero)
+    }
+
+    fn input(&mut self, dtype: DataType, dims: &[usize]) -> ValueId {
+        let name = format!("x{}", self.inputs.len());
+        let id = self.graph.intern(&name);
+        let known = dims.iter().map(|&d| Dim::Known(d)).collect();
+        self.graph.value_mut(id).ty = Some(Type::tensor(dtype, Some(known)));
+        self.graph.inputs.push(id);
+        let codes = self.noise.codes(dtype, dims);
+        self.inputs.push((name, codes));
+        id
+    }
+
+    fn node(
+        &mut self,
+        op_type: &str,
+        domain: &str,
+        inputs: &[Option<ValueId>],
+        attrs: &[(&str, AttrValue)],
+        out: DataType,
+    ) {
+        let output = self.graph.intern(&format!("y{}", self.graph.outputs.len()));
+        let mut node = Node::new(op_type, "", [], [output]).with_domain(domain);
+        node.inputs = inputs.to_vec();
+        node.attrs = attrs
+            .iter()
+            .map(|(name, value)| Attr {
+                name: (*name).to_owned(),
+                value: value.clone(),
+                doc_string: String::new(),
+            })
+            .collect();
+        self.graph.value_mut(output).ty = Some(Type::tensor(out, None));
+        self.graph.nodes.push(node);
+        self.graph.outputs.push(output);
+    }
+
+    fn model(self) -> (Model, Vec<(String, Tensor)>) {
+        let opset_imports = vec![(String::new(), 13), ("com.microsoft".to_owned(), 1)];
+        (Model { ir_version: 8, opset_imports, graph: self.graph, ..Model::default() }, self.inputs)
+    }
+
+    fn conv(&mut self, dtype: DataType) {
+        let n = &mut self.noise;
+        let (groups, c_in, c_out) = match n.below(3) {
+            0 => (1, 1 + n.below(20), 1 + n.below(40)),
+            1 => {
+                let channels = 2 + n.below(40);
+                (channels, channels, channels)
+            }
+            _ => {
+                let groups = 2 + n.below(3);
+                (groups, groups * (1 + n.below(5)), groups * (1 + n.below(6)))
+            }
+        };
+        let kernel = [1 + n.below(4), 1 + n.below(5)];
+        let (strides, dilations) =
+            ([1 + n.below(3), 1 + n.below(2)], [1 + n.below(2), 1 + n.below(2)]);
+        let pads: Vec<usize> = (0..4).map(|d| n.below(kernel[d % 2])).collect();
+        let reach = |d: usize| (kernel[d] - 1) * dilations[d] + 1;
+        let dims = [1 + n.below(2), c_in, reach(0) + n.below(12), reach(1) + n.below(14)];
+        let w = n.weights(&[c_out, c_in / groups, kernel[0], kernel[1]]);
+        let per_channel = n.below(2) == 1;
+        let w_scales: Vec<f32> =
+            (0..if per_channel { c_out } else { 1 }).map(|_| n.scale()).collect();
+        let bias: Vec<i32> = (0..c_out).map(|_| (i32::from(n.byte()) - 128) * 50).collect();
+        let has_bias = n.below(2) == 1;
+
+        let x = self.input(dtype, &dims);
+        let (x_scale, x_zero) = (self.scale(1.0), self.zero_point(dtype));
+        let w = self.constant(w);
+        let w_zeros =
+            Tensor::from_slice(vec![w_scales.len()], &vec![0_i8; w_scales.len()]).unwrap();
+        let (w_scale, w_zero) = match per_channel {
+            true => (self.constant(Tensor::vector(&w_scales)), self.constant(w_zeros)),
+            false => {
+                (self.constant(Tensor::scalar(w_scales[0])), self.constant(Tensor::scalar(0_i8)))
+            }
+        };
+        let (y_scale, y_zero) = (self.scale(50.0), self.zero_point(dtype));
+        let bias = has_bias.then(|| self.constant(Tensor::vector(&bias)));
+        let ints = |list: &[usize]| AttrValue::Ints(list.iter().map(|&i| i as i64).collect());
+        let attrs = [
+            ("strides", ints(&strides)),
+            ("dilations", ints(&dilations)),
+            ("pads", ints(&pads)),
+            ("kernel_shape", ints(&kernel)),
+            ("group", AttrValue::Int(groups as i64)),
+        ];
+        let inputs = [x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero].map(Some);
+        self.node("QLinearConv", "", &[&inputs[..], &[bias]].concat(), &attrs, dtype);
+    }
+
+    fn add(&mut self, dtype: DataType) {
+        let dims = [1 + self.noise.below(3), 1 + self.noise.below(100)];
+        let mut inputs = Vec::new();
+        for _ in 0..2 {
+            inputs.extend([self.input(dtype, &dims), self.scale(1.0), self.zero_point(dtype)]);
+        }
+        inputs.extend([self.scale(2.0), self.zero_point(dtype)]);
+        let inputs: Vec<_> = inputs.into_iter().map(Some).collect();
+        self.node("QLinearAdd", "com.microsoft", &inputs, &[], dtype);
+    }
+
+    fn mean(&mut self, dtype: DataType) {
+        let n = &mut self.noise;
+        let dims = [1 + n.below(2), 1 + n.below(40), 1 + n.below(9), 1 + n.below(9)];
+        let x = self.input(dtype, &dims);
+        let inputs =
+            [x, self.scale(1.0), self.zero_point(dtype), self.scale(0.5), self.zero_point(dtype)];
+        self.node("QLinearGlobalAveragePool", "com.microsoft", &inputs.map(Some), &[], dtype);
+    }
+
+    fn product(&mut self, dtype: DataType) {
+        let n = &mut self.noise;
+        let (m, k, columns) = (1 + n.below(9), 1 + n.below(70), 1 + n.below(50));
+        let w = n.weights(&[k, columns]);
+        let x = self.input(dtype, &[m, k]);
+        let (x_scale, x_zero, w) = (self.scale(1.0), self.zero_point(dtype), self.constant(w));
+        let (w_scale, w_zero) = (self.scale(1.0), self.constant(Tensor::scalar(0_i8)));
+        let (y_scale, y_zero) = (self.scale(50.0), self.zero_point(dtype));
+        let inputs = [x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero].map(Some);
+        self.node("QLinearMatMul", "", &inputs, &[], dtype);
+    }
+
+    fn gemm(&mut self, dtype: DataType, has_codes: bool) {
+        let n = &mut self.noise;
+        let (m, k, columns) = (1 + n.below(9), 1 + n.below(70), 1 + n.below(50));
+        let w = n.weights(&[columns, k]);
+        let bias: Vec<i32> = (0..columns).map(|_| (i32::from(n.byte()) - 128) * 50).collect();
+        let x = self.input(dtype, &[m, k]);
+        let (x_scale, x_zero, w) = (self.scale(1.0), self.zero_point(dtype), self.constant(w));
+        let (w_scale, w_zero) = (self.scale(1.0), self.constant(Tensor::scalar(0_i8)));
+        let bias = self.constant(Tensor::vector(&bias));
+        let mut inputs = vec![x, x_scale, x_zero, w, w_scale, w_zero, bias];
+        if has_codes {
+            inputs.extend([self.scale(50.0), self.zero_point(dtype)]);
+        }
+        let inputs: Vec<_> = inputs.into_iter().map(Some).collect();
+        let out = if has_codes { dtype } else { DataType::Float };
+        self.node("QGemm", "com.microsoft", &inputs, &[("transB", AttrValue::Int(1))], out);
+    }
+}
+
+/// ONNX Runtime's outputs without graph optimization.
+fn onnxruntime(
+    model: &Model,
+    inputs: &[(String, Tensor)],
+    folder: &Path,
+) -> BTreeMap<String, Tensor> {
+    let paths = ["model.onnx", "in.npz", "out.npz"].map(|name| folder.join(name));
+    onnx::save(model, &paths[0], &SaveOptions::default()).unwrap();
+    npz::write(&paths[1], inputs);
+    let [model, given, answered] = paths.each_ref().map(|path| path.to_str().unwrap());
+    oracle(&["run", model, "--inputs", given, "--outputs", answered, "--no-optimize"]);
+    npz::read(&paths[2]).into_iter().collect()
+}
+
+#[test]
+fn integer_operators_have_onnxruntimes_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut nodes = Nodes::new(20_261_123);
+    for i in 0..160 {
+        // ONNX Runtime's int8 and uint8 kernels are different code.
+        let dtype = if i % 2 == 0 { DataType::Uint8 } else { DataType::Int8 };
+        match i / 2 % 8 {
+            0..4 => nodes.conv(dtype),
+            4 => nodes.add(dtype),
+            5 => nodes.mean(dtype),
+            6 => nodes.product(dtype),
+            _ => nodes.gemm(dtype, i % 16 < 8),
+        }
+    }
+    let (model, inputs) = nodes.model();
+    let program = Program::compile(&model).unwrap();
+    let not_integer: Vec<_> = program.steps().filter(|step| step.kind == "operator").collect();
+    assert!(not_integer.is_empty(), "{not_integer:?}");
+    let theirs = onnxruntime(&model, &inputs, folder.path());
+    let ours = program.run(inputs).unwrap();
+    assert_eq!(ours.len(), 160);
+    for ((name, ours), step) in ours.into_iter().zip(program.steps()) {
+        let theirs = &theirs[&name];
+        assert_eq!((ours.dims(), ours.dtype()), (theirs.dims(), theirs.dtype()), "{name}");
+        assert!(ours.as_bytes() == theirs.as_bytes(), "{name}: {step:?} of {:?}", ours.dims());
+    }
+}
+
+#[test]
+fn the_demo_net_runs_in_integers_and_answers_as_onnxruntime_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = onnx::load(root().join("assets/demo/fashion_mobilenet.onnx")).unwrap();
+    let specs = InputSpec::of(&model).unwrap();
+    let limit = data::Options { limit: Some(64), preprocess: Preprocess::preset("fashion_mnist") };
+    let images = root().join("assets/demo/calibration-images-idx3-ubyte.gz");
+    let samples = midtread::samples::open(&images, &specs, &limit).unwrap();
+    for format in [Format::Qdq, Format::QOperator] {
+        let options = Options {
+            prepare: PrepareOptions::default(),
+            // Seven bits of weights: see `Noise::weights`.
+            plan: PlanOptions { reduce_range: true, ..PlanOptions::default() },
+            target: Target::find("onnxruntime_cpu").unwrap(),
+            format,
+            collect: None,
+            n_threads: 2,
+            max_bytes: None,
+            progress: &Silent,
+            interrupted: &NEVER,
+        };
+        let result = midtread::quantize(model.clone(), Some(&samples), &options).unwrap();
+        let int8 = onnx::from_bytes(onnx::to_bytes(&result.model).unwrap().into(), None).unwrap();
+        let program = Program::compile(&int8).unwrap();
+        let kinds: BTreeMap<String, Vec<&str>> =
+            program.steps().fold(BTreeMap::new(), |mut kinds, step| {
+                kinds.entry(step.op_type).or_insert_with(Vec::new).push(step.kind);
+                kinds
+            });
+        for (op_type, kinds) in &kinds {
+            // In QOperator form, Flatten is on codes as it is.
+            let is_border =
+                ["QuantizeLinear", "DequantizeLinear", "Flatten"].contains(&op_type.as_str());
+            assert!(is_border || !kinds.contains(&"operator"), "{format}: {op_type}: {kinds:?}");
+        }
+
+        let interpreter = Runner::new(&int8, Runtime::Interpreter, None).unwrap();
+        let mut same_answers = 0;
+        for i in 0..64 {
+            let inputs = samples.sample(i).unwrap().inputs;
+            let on_threads = |n_threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+                pool.install(|| program.run(inputs.clone())).unwrap()
+            };
+            let ours = on_threads(1);
+            assert_eq!(ours, on_threads(3), "{format}, sample {i}: threads change nothing");
+            let ours = ours[0].1.to_vec::<f32>().unwrap();
+            let defined = interpreter.run(inputs.clone()).unwrap()[0].1.to_vec::<f32>().unwrap();
+            same_answers += usize::from(argmax(&ours) == argmax(&defined));
+            if i < 4 && format == Format::QOperator {
+                // The kernels are the same function, so the whole model is, bit for bit.
+                let theirs = onnxruntime(&int8, &inputs, folder.path());
+                let theirs = theirs.values().next().unwrap().to_vec::<f32>().unwrap();
+                assert_eq!(ours, theirs, "sample {i}");
+            }
+        }
+        assert!(same_answers >= 62, "{format}: {same_answers} of 64 answers as defined");
+    }
+}
+
+fn argmax(values: &[f32]) -> usize {
+    (0..values.len()).max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap()
+}
