@@ -201,7 +201,8 @@ pub fn conv(
             run(kernel, m, &rows, x.is_signed, weights, requant, &out, column, conv.c_out);
         } else {
             let channels = group * c_in..(group + 1) * c_in;
-            let rows = Windows { conv, data: x.data, padding: zero_point as u8, channels };
+            let (padding, output) = (zero_point as u8, [out_h, out_w]);
+            let rows = Windows { conv, data: x.data, padding, channels, output };
             run(kernel, m, &rows, x.is_signed, weights, requant, &out, column, conv.c_out);
         }
     }

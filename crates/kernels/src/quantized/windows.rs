@@ -29,18 +29,21 @@ pub(super) struct Windows<'a> {
     /// What the padding holds: the byte of the zero point.
     pub(super) padding: u8,
     pub(super) channels: Range<usize>,
+    /// Of the output, [`Conv2d::output`].
+    pub(super) output: [usize; 2],
 }
 
 impl Rows for Windows<'_> {
     fn bytes<'a>(&'a self, row: usize, buffer: &'a mut Vec<u8>) -> &'a [u8] {
-        let [out_h, out_w] = self.conv.output();
-        let (image, pixel) = (row / (out_h * out_w), row % (out_h * out_w));
+        let [out_h, out_w] = self.output;
+        let (line, column) = (row / out_w, row % out_w);
+        let (image, line) = (line / out_h, line % out_h);
         let ([height, width], c) = (self.conv.input, self.conv.c_in);
         let data = &self.data[image * height * width * c..][..height * width * c];
         let [kh, kw] = self.conv.kernel;
         let [dilation_h, dilation_w] = self.conv.dilations;
-        let top = pixel / out_w * self.conv.strides[0];
-        let left = pixel % out_w * self.conv.strides[1];
+        let top = line * self.conv.strides[0];
+        let left = column * self.conv.strides[1];
         let whole_rows = dilation_w == 1
             && self.channels.len() == c
             && self.conv.pads[1] <= left
