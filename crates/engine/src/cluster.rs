@@ -83,6 +83,21 @@ pub(crate) enum Kind {
     },
 }
 
+impl Kind {
+    /// The codes that are read.
+    pub(crate) fn codes(&self) -> Vec<Codes> {
+        match self {
+            Self::Conv { x, .. }
+            | Self::Product { x, .. }
+            | Self::GlobalAveragePool { x }
+            | Self::MaxPool { x }
+            | Self::Table { x }
+            | Self::Moves { x } => vec![*x],
+            Self::Add { inputs } => inputs.to_vec(),
+        }
+    }
+}
+
 /// Some nodes that become one step.
 #[derive(Debug)]
 pub(crate) struct Cluster {

@@ -1,6 +1,6 @@
 //! Images with their channels last, and as ONNX stores them.
 
-use midtread_graph::Tensor;
+use midtread_graph::{DataType, Tensor};
 use midtread_kernels::transpose::transpose;
 use midtread_ops::{OpError, Pool};
 
@@ -27,6 +27,13 @@ impl Held {
         match self {
             Self::Plain(tensor) => permuted(tensor, [0, 2, 3, 1], pool),
             Self::ChannelsLast(tensor) => Ok(tensor),
+        }
+    }
+
+    /// The element type.
+    pub(crate) fn dtype(&self) -> DataType {
+        match self {
+            Self::Plain(tensor) | Self::ChannelsLast(tensor) => tensor.dtype(),
         }
     }
 

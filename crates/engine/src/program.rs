@@ -143,7 +143,7 @@ impl Program {
             let inputs = inputs.collect();
             let start = std::time::Instant::now();
             let outputs =
-                step.work.run(node, inputs, pool).map_err(|e| node_error(graph, step.node, e))?;
+                step.run(node, inputs, pool).map_err(|e| node_error(graph, step.node, e))?;
             watch(i, start.elapsed());
             for (held, id) in outputs.into_iter().zip(&step.outputs) {
                 if let Some(id) = id {
@@ -192,9 +192,11 @@ fn integer_step(
         }
         _ => Work::of(&cluster, node, opset)?,
     };
+    let codes = cluster.kind.codes().iter().map(|codes| codes.params.dtype()).collect();
     let is_last_use = vec![false; inputs.len()];
     Some(Step {
         work,
+        codes,
         node: cluster.node,
         inputs,
         outputs: vec![Some(cluster.output)],
@@ -218,6 +220,7 @@ fn operator_step(graph: &Graph, opsets: &[(String, i64)], i: usize) -> Result<St
     let opset = opset_of(opsets, &node.domain).ok_or_else(|| unsupported("this operator set"))?;
     Ok(Step {
         work: Work::Operator { def, opset },
+        codes: Vec::new(),
         node: i,
         inputs: node.inputs.clone(),
         outputs: node.outputs.clone(),

@@ -20,11 +20,35 @@ pub(crate) struct Step {
     pub(crate) work: Work,
     /// The node with the attributes.
     pub(crate) node: usize,
+    /// The types of the codes that it reads, which come first among its inputs.
+    pub(crate) codes: Vec<DataType>,
     /// What it reads, in the order in which `run` gets it.
     pub(crate) inputs: Vec<Option<ValueId>>,
     pub(crate) outputs: Vec<Option<ValueId>>,
     /// For each input: whether nothing reads the value afterwards.
     pub(crate) is_last_use: Vec<bool>,
+}
+
+impl Step {
+    /// Computes the outputs. Every input that is not left out is `Some`.
+    pub(crate) fn run(
+        &self,
+        node: &Node,
+        inputs: Vec<Option<Held>>,
+        pool: &Pool,
+    ) -> Result<Vec<Held>, OpError> {
+        for (held, &dtype) in inputs.iter().zip(&self.codes) {
+            if let Some(held) = held
+                && held.dtype() != dtype
+            {
+                return Err(OpError::Invalid(format!(
+                    "codes of type {dtype} by their zero point, and {} by their elements",
+                    held.dtype()
+                )));
+            }
+        }
+        self.work.run(node, inputs, pool)
+    }
 }
 
 /// How a step computes its outputs.
@@ -194,8 +218,7 @@ impl Work {
         Some(Self::Table { codes: Box::new(codes), out: y.dtype() })
     }
 
-    /// Computes the outputs.
-    pub(crate) fn run(
+    fn run(
         &self,
         node: &Node,
         mut inputs: Vec<Option<Held>>,
@@ -273,6 +296,9 @@ impl Work {
                     return Err(OpError::Invalid(format!("a mean over sizes {:?}", x.dims())));
                 };
                 let n = height * width;
+                if n == 0 {
+                    return Err(OpError::Invalid(format!("a mean over sizes {:?}", x.dims())));
+                }
                 let sum_of_zeros =
                     i32::try_from(n).ok().and_then(|n| n.checked_mul(params.zero_point));
                 let Some(sum_of_zeros) = sum_of_zeros.filter(|_| n <= 1 << 22) else {

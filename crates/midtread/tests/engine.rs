@@ -320,6 +320,40 @@ fn the_demo_net_runs_in_integers_and_answers_as_onnxruntime_does() {
     }
 }
 
+#[test]
+fn inputs_that_no_kernel_takes_are_errors() {
+    let conv = |dims: &[usize], dtype| {
+        let mut nodes = Nodes::new(7);
+        // The sizes are not said, so that the check of inputs lets anything pass.
+        let x = nodes.graph.intern("x0");
+        nodes.graph.inputs.push(x);
+        let (scale, zero) = (nodes.scale(1.0), nodes.constant(Tensor::scalar(3_u8)));
+        let weights = nodes.noise.weights(&[4, 3, 2, 2]);
+        let weights = nodes.constant(weights);
+        let w_zero = nodes.constant(Tensor::scalar(0_i8));
+        let conv = [x, scale, zero, weights, scale, w_zero, scale, zero].map(Some);
+        nodes.node("QLinearConv", "", &conv, &[], DataType::Uint8);
+        let made = nodes.graph.outputs[0];
+        let mean = [made, scale, zero, scale, zero].map(Some);
+        nodes.node("QLinearGlobalAveragePool", "com.microsoft", &mean, &[], DataType::Uint8);
+        let codes = nodes.noise.codes(dtype, dims);
+        let (model, _) = nodes.model();
+        Program::compile(&model).unwrap().run(vec![("x0".to_owned(), codes)])
+    };
+    assert!(conv(&[1, 3, 5, 5], DataType::Uint8).is_ok());
+    assert_eq!(conv(&[0, 3, 5, 5], DataType::Uint8).unwrap()[0].1.dims(), [0, 4, 4, 4]);
+    for (dims, dtype, said) in [
+        (&[1, 3, 1, 5][..], DataType::Uint8, "larger than the padded input"),
+        (&[1, 3, 0, 0], DataType::Uint8, "larger than the padded input"),
+        (&[1, 2, 5, 5], DataType::Uint8, "2 input channels"),
+        (&[3, 5, 5], DataType::Uint8, "a convolution of sizes"),
+        (&[1, 3, 5, 5], DataType::Int8, "codes of type uint8"),
+    ] {
+        let error = conv(dims, dtype).unwrap_err().to_string();
+        assert!(error.contains(said) && error.contains("QLinearConv"), "{dims:?}: {error}");
+    }
+}
+
 fn argmax(values: &[f32]) -> usize {
     (0..values.len()).max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap()
 }
