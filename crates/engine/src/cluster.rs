@@ -81,6 +81,13 @@ pub(crate) enum Kind {
     Moves {
         x: Codes,
     },
+    /// `x` is quantized while the model runs: its codes, scale and zero point are values. The product is scaled to
+    /// numbers, and `shift` added.
+    DynamicProduct {
+        x: [ValueId; 3],
+        weights: QuantizedWeights,
+        shift: Option<Tensor>,
+    },
 }
 
 impl Kind {
@@ -94,6 +101,7 @@ impl Kind {
             | Self::Table { x }
             | Self::Moves { x } => vec![*x],
             Self::Add { inputs } => inputs.to_vec(),
+            Self::DynamicProduct { .. } => Vec::new(),
         }
     }
 }
@@ -218,6 +226,8 @@ impl<'a> Finder<'a> {
                 self.qoperator(i, Kind::GlobalAveragePool { x: self.codes_of(node, 0)? }, 3)
             }
             ("", "MatMul" | "Gemm") => self.float_output(i, self.product(node)?),
+            ("", "Mul") => self.float_output(i, self.dynamic_product(node, None)?),
+            ("", "Add") => self.float_output(i, self.dynamic_product_and_shift(node)?),
             _ => None,
         }
     }
@@ -317,6 +327,40 @@ impl<'a> Finder<'a> {
         Some(Kind::Product { x, weights, bias, is_transposed })
     }
 
+    /// What ONNX Runtime's dynamic quantizer writes: `Mul(Cast(MatMulInteger), Mul(scale_x, scale_w))`, where `x` comes
+    /// from a DynamicQuantizeLinear.
+    fn dynamic_product(&self, mul: &Node, shift: Option<Tensor>) -> Option<Kind> {
+        let (cast, scales) = one_of_each(mul, |id| {
+            let (_, node) = self.only_producer(id)?;
+            (node.is("Cast") && node.int("to") == Some(1)).then_some(node)
+        })?;
+        let (_, product) = self.only_producer(cast.input(0)?)?;
+        let (_, scales) = self.producer(scales)?;
+        if !product.is("MatMulInteger") || !scales.is("Mul") {
+            return None;
+        }
+        let (w_scales, x_scale) = one_of_each(scales, |id| self.constant(id))?;
+        let (_, quantize) = self.producer(x_scale)?;
+        let x = [product.input(0)?, x_scale, product.input(2)?];
+        let made = (0..3).map(|i| quantize.output(i));
+        if !quantize.is("DynamicQuantizeLinear") || !made.eq(x.map(Some)) {
+            return None;
+        }
+        let codes = self.constant(product.input(1)?)?;
+        let scales = w_scales.to_vec::<f32>().ok()?;
+        let zero_points = self.zero_points(product.input(3))?;
+        let axis = codes.dims().len() as i64 - 1;
+        let weights = QuantizedWeights { codes, scales, zero_points, axis };
+        Some(Kind::DynamicProduct { x, weights, shift })
+    }
+
+    fn dynamic_product_and_shift(&self, add: &Node) -> Option<Kind> {
+        let (shift, product) = one_of_each(add, |id| self.constant(id))?;
+        let (_, mul) = self.only_producer(product)?;
+        let is_row = shift.dims().len() == 1 && shift.dtype() == DataType::Float;
+        (is_row && mul.is("Mul")).then(|| self.dynamic_product(mul, Some(shift)))?
+    }
+
     /// The codes behind a DequantizeLinear with one scale.
     fn dequantized(&self, id: ValueId) -> Option<Codes> {
         let (_, node) = self.producer(id)?;
@@ -378,23 +422,20 @@ impl<'a> Finder<'a> {
             return None;
         }
         let scales = self.constant(node.input(scale)?)?.to_vec::<f32>().ok()?;
-        let zero_points = match node.input(zero) {
-            None => vec![0],
-            Some(id) => {
-                let zero = self.constant(id)?;
-                match zero.dtype() {
-                    DataType::Uint8 => {
-                        zero.to_vec::<u8>().ok()?.into_iter().map(i32::from).collect()
-                    }
-                    DataType::Int8 => {
-                        zero.to_vec::<i8>().ok()?.into_iter().map(i32::from).collect()
-                    }
-                    _ => return None,
-                }
-            }
-        };
+        let zero_points = self.zero_points(node.input(zero))?;
         let axis = if axis < 0 { axis + codes.dims().len() as i64 } else { axis };
         Some(QuantizedWeights { codes, scales, zero_points, axis })
+    }
+
+    /// Constant zero points of weights; 0 where they are left out.
+    fn zero_points(&self, id: Option<ValueId>) -> Option<Vec<i32>> {
+        let Some(id) = id else { return Some(vec![0]) };
+        let zero = self.constant(id)?;
+        Some(match zero.dtype() {
+            DataType::Uint8 => zero.to_vec::<u8>().ok()?.into_iter().map(i32::from).collect(),
+            DataType::Int8 => zero.to_vec::<i8>().ok()?.into_iter().map(i32::from).collect(),
+            _ => return None,
+        })
     }
 
     /// A bias behind a DequantizeLinear, in float, or none.
@@ -409,4 +450,10 @@ impl<'a> Finder<'a> {
         let is_bias = node.is("DequantizeLinear") && codes.dtype() == DataType::Int32;
         is_bias.then_some(Bias::Codes(codes, Some(scales)))
     }
+}
+
+/// What `find` makes of one of a node's two inputs, in whichever order they are, and the other input.
+fn one_of_each<T>(node: &Node, find: impl Fn(ValueId) -> Option<T>) -> Option<(T, ValueId)> {
+    let (a, b) = (node.input(0)?, node.input(1)?);
+    find(a).map(|found| (found, b)).or_else(|| Some((find(b)?, a)))
 }

@@ -76,6 +76,13 @@ pub(crate) enum Work {
         is_signed: bool,
         out: Option<DataType>,
     },
+    /// Of codes whose scale and zero point are inputs: numbers.
+    DynamicProduct {
+        weights: Weights,
+        scales: Vec<f32>,
+        sums: Vec<i32>,
+        shift: Option<Vec<f32>>,
+    },
     Add {
         add: Add,
         inputs: [Params; 2],
@@ -112,6 +119,7 @@ impl Work {
             }
             Self::Conv { .. } => "integer convolution",
             Self::Product { .. } => "integer product",
+            Self::DynamicProduct { .. } => "dynamic integer product",
             Self::Add { .. } => "integer sum",
             Self::GlobalAveragePool { .. } => "integer mean",
             Self::MaxPool { .. } => "integer maximum",
@@ -153,6 +161,27 @@ impl Work {
                 let out = y.map(|y| y.dtype());
                 let is_signed = x.params.is_signed;
                 (Self::Product { weights, requant, is_signed, out }, read(x))
+            }
+            (Kind::DynamicProduct { x, weights, shift }, _) => {
+                let &[k, n] = weights.codes.dims() else { return None };
+                let channels = Channels { weights, scales: Vec::new(), bias: Vec::new() };
+                // The sum of so many products of codes is an `i32`.
+                if !channels.has_params(n, 1) || !channels.fits_bytes() || (1 << 16) < k {
+                    return None;
+                }
+                let weight = |p: usize, j: usize| channels.weight(p * n + j, j);
+                let sum = |j| (0..k).map(|p| i32::from(weight(p, j))).sum();
+                let shift = match shift {
+                    Some(shift) => Some(shift.to_vec::<f32>().ok().filter(|s| s.len() == n)?),
+                    None => None,
+                };
+                let work = Self::DynamicProduct {
+                    scales: (0..n).map(|j| at(&weights.scales, j)).collect(),
+                    sums: (0..n).map(sum).collect(),
+                    weights: Weights::new(k, n, weight),
+                    shift,
+                };
+                (work, x.map(Some).to_vec())
             }
             (Kind::Add { inputs: [a, b] }, Some(y)) => {
                 let inputs = [a.params, b.params];
@@ -254,17 +283,7 @@ impl Work {
             }
             Self::Product { weights, requant, is_signed, out } => {
                 let x = take(0)?.into_plain(pool)?;
-                let mut dims = x.dims().to_vec();
-                let k = dims.pop();
-                if k != Some(weights.k()) {
-                    return Err(OpError::Invalid(format!(
-                        "sizes {:?} times a matrix of {} rows",
-                        x.dims(),
-                        weights.k()
-                    )));
-                }
-                let m = dims.iter().product();
-                dims.push(weights.n());
+                let (m, dims) = product_dims(&x, weights)?;
                 let mut y = pool.tensor(out.unwrap_or(DataType::Float), dims)?;
                 let bytes = Bytes { data: x.as_bytes(), is_signed: *is_signed };
                 if out.is_some() {
@@ -272,6 +291,21 @@ impl Work {
                 } else {
                     kernel::product(m, bytes, weights, requant, &mut Out::Numbers(y.to_mut()?));
                 }
+                Held::Plain(y)
+            }
+            Self::DynamicProduct { weights, scales, sums, shift } => {
+                let x = take(0)?.into_plain(pool)?;
+                let (scale, zero) = (take(1)?.into_plain(pool)?, take(2)?.into_plain(pool)?);
+                let (Some(scale), Some(zero)) = (scale.item::<f32>(), zero.item::<u8>()) else {
+                    let what = "a scale or a zero point that is not one number".to_owned();
+                    return Err(OpError::Invalid(what));
+                };
+                let bias: Vec<i32> = sums.iter().map(|sum| -sum * i32::from(zero)).collect();
+                let scales: Vec<f32> = scales.iter().map(|s| scale * s).collect();
+                let requant = Requant::to_numbers(&bias, &scales, shift.as_deref());
+                let (m, dims) = product_dims(&x, weights)?;
+                let mut y = pool.tensor(DataType::Float, dims)?;
+                kernel::product(m, bytes(&x), weights, &requant, &mut Out::Numbers(y.to_mut()?));
                 Held::Plain(y)
             }
             Self::Add { add, inputs: params, output } => {
@@ -349,6 +383,22 @@ impl Work {
     }
 }
 
+/// Rows of `x` and the sizes of its product with a matrix.
+fn product_dims(x: &Tensor, weights: &Weights) -> Result<(usize, Vec<usize>), OpError> {
+    let mut dims = x.dims().to_vec();
+    if dims.pop() != Some(weights.k()) || x.dtype().n_bytes(1) != Some(1) {
+        return Err(OpError::Invalid(format!(
+            "{}{:?} times a matrix of {} rows",
+            x.dtype(),
+            x.dims(),
+            weights.k()
+        )));
+    }
+    let m = dims.iter().product();
+    dims.push(weights.n());
+    Ok((m, dims))
+}
+
 /// An operator's outputs.
 pub(crate) fn evaluate(def: &OpDef, ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     (def.eval)(ctx, args)
@@ -395,8 +445,8 @@ impl<'a> Channels<'a> {
         x: &Codes,
         bias: &Bias,
     ) -> Option<Self> {
-        let fits = |len: usize| len == 1 || (len == n && weights.axis == axis);
-        if !fits(weights.scales.len()) || !fits(weights.zero_points.len()) {
+        let channels = Self { weights, scales: Vec::new(), bias: Vec::new() };
+        if !channels.has_params(n, axis) || !channels.fits_bytes() {
             return None;
         }
         let scales: Vec<f32> = (0..n).map(|c| x.params.scale * at(&weights.scales, c)).collect();
@@ -418,12 +468,21 @@ impl<'a> Channels<'a> {
                 numbers.iter().zip(&scales).map(|(&b, &s)| quantize_bias(b, s)).collect()
             }
         };
-        let channels = Self { weights, scales, bias };
-        let fits_byte = (0..weights.codes.len()).all(|i| {
-            let value = channels.code(i);
-            weights.zero_points.iter().all(|z| i8::try_from(value - z).is_ok())
-        });
-        (channels.bias.len() == n && fits_byte).then_some(channels)
+        (bias.len() == n).then_some(Self { scales, bias, ..channels })
+    }
+
+    /// Whether scales and zero points are one, or one for each of `n` channels along `axis`.
+    fn has_params(&self, n: usize, axis: i64) -> bool {
+        [self.weights.scales.len(), self.weights.zero_points.len()]
+            .into_iter()
+            .all(|len| len == 1 || (len == n && self.weights.axis == axis))
+    }
+
+    /// Whether every weight less any zero point is an `i8`.
+    fn fits_bytes(&self) -> bool {
+        (0..self.weights.codes.len()).all(|i| {
+            self.weights.zero_points.iter().all(|z| i8::try_from(self.code(i) - z).is_ok())
+        })
     }
 
     fn code(&self, i: usize) -> i32 {

@@ -3,18 +3,32 @@
 use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicBool};
 
 use midtread::{
-    Format, Options, PlanOptions, Runner, Runtime, Target,
+    Format, Options, PlanOptions, Runner, Runtime, Scheme, Target,
     data::{self, InputSpec, Preprocess},
     engine::Program,
     graph::{Attr, AttrValue, DataType, Dim, Graph, Model, Node, Tensor, Type, ValueId},
     onnx::{self, SaveOptions},
     passes::PrepareOptions,
-    quant::calibrate::Samples as _,
+    quant::{calibrate::Samples as _, plan::WeightGranularity},
     quantize::Silent,
 };
 use midtread_testkit::{npz, oracle, root};
 
 static NEVER: AtomicBool = AtomicBool::new(false);
+
+fn options(plan: PlanOptions, format: Format) -> Options<'static> {
+    Options {
+        prepare: PrepareOptions::default(),
+        plan,
+        target: Target::find("onnxruntime_cpu").unwrap(),
+        format,
+        collect: None,
+        n_threads: 2,
+        max_bytes: None,
+        progress: &Silent,
+        interrupted: &NEVER,
+    }
+}
 
 /// Bytes of a linear congruential generator.
 struct Noise(u64);
@@ -269,18 +283,9 @@ fn the_demo_net_runs_in_integers_and_answers_as_onnxruntime_does() {
     let images = root().join("assets/demo/calibration-images-idx3-ubyte.gz");
     let samples = midtread::samples::open(&images, &specs, &limit).unwrap();
     for format in [Format::Qdq, Format::QOperator] {
-        let options = Options {
-            prepare: PrepareOptions::default(),
-            // Seven bits of weights: see `Noise::weights`.
-            plan: PlanOptions { reduce_range: true, ..PlanOptions::default() },
-            target: Target::find("onnxruntime_cpu").unwrap(),
-            format,
-            collect: None,
-            n_threads: 2,
-            max_bytes: None,
-            progress: &Silent,
-            interrupted: &NEVER,
-        };
+        // Seven bits of weights: see `Noise::weights`.
+        let plan = PlanOptions { reduce_range: true, ..PlanOptions::default() };
+        let options = options(plan, format);
         let result = midtread::quantize(model.clone(), Some(&samples), &options).unwrap();
         let int8 = onnx::from_bytes(onnx::to_bytes(&result.model).unwrap().into(), None).unwrap();
         let program = Program::compile(&int8).unwrap();
@@ -317,6 +322,43 @@ fn the_demo_net_runs_in_integers_and_answers_as_onnxruntime_does() {
             }
         }
         assert!(same_answers >= 62, "{format}: {same_answers} of 64 answers as defined");
+    }
+}
+
+#[test]
+fn a_dynamic_product_has_the_bits_of_its_definition() {
+    let mut noise = Noise(11);
+    let mut floats = |dims: &[usize]| {
+        let values: Vec<f32> =
+            (0..dims.iter().product()).map(|_| f32::from(noise.byte()) / 40.0 - 3.0).collect();
+        Tensor::from_slice(dims.to_vec(), &values).unwrap()
+    };
+    let mut graph = Graph::default();
+    graph.name = "linear".to_owned();
+    let known = |dims: &[usize]| Some(dims.iter().map(|&d| Dim::Known(d)).collect());
+    let [x, product, y] = ["x", "product", "y"].map(|name| graph.intern(name));
+    graph.value_mut(x).ty = Some(Type::tensor(DataType::Float, known(&[2, 7, 45])));
+    graph.value_mut(y).ty = Some(Type::tensor(DataType::Float, known(&[2, 7, 33])));
+    let weights = graph.add_constant("w", floats(&[45, 33]));
+    let bias = graph.add_constant("b", floats(&[33]));
+    graph.nodes.push(Node::new("MatMul", "matmul", [x, weights], [product]));
+    graph.nodes.push(Node::new("Add", "add", [bias, product], [y]));
+    (graph.inputs, graph.outputs) = (vec![x], vec![y]);
+    let opset_imports = vec![(String::new(), 13)];
+    let model = Model { ir_version: 8, opset_imports, graph, ..Model::default() };
+    for granularity in [WeightGranularity::PerTensor, WeightGranularity::PerChannel] {
+        let plan = PlanOptions { scheme: Scheme::Dynamic, granularity, ..PlanOptions::default() };
+        let int8 =
+            midtread::quantize(model.clone(), None, &options(plan, Format::Qdq)).unwrap().model;
+        let program = Program::compile(&int8).unwrap();
+        let kinds: Vec<_> = program.steps().map(|step| step.kind).collect();
+        assert_eq!(kinds, ["operator", "dynamic integer product"], "{granularity:?}");
+        let defined = Runner::new(&int8, Runtime::Interpreter, None).unwrap();
+        for x in [floats(&[2, 7, 45]), Tensor::zeros(DataType::Float, vec![2, 7, 45]).unwrap()] {
+            let inputs = vec![("x".to_owned(), x)];
+            let ours = program.run(inputs.clone()).unwrap();
+            assert_eq!(ours, defined.run(inputs).unwrap(), "{granularity:?}");
+        }
     }
 }
 

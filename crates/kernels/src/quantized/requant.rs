@@ -8,6 +8,8 @@ pub struct Requant {
     /// Added to the sums; as many as output channels, filled up to whole registers.
     pub(super) bias: Vec<i32>,
     pub(super) scales: Vec<f32>,
+    /// Added to numbers.
+    shifts: Option<Vec<f32>>,
     lo: f32,
     hi: f32,
     zero_point: i32,
@@ -18,6 +20,7 @@ pub struct Requant {
 pub(super) struct Channels<L: Lanes> {
     bias: L::I,
     scales: L::F,
+    shifts: Option<L::F>,
     lo: L::F,
     hi: L::F,
     zero_point: L::I,
@@ -27,13 +30,19 @@ impl<L: Lanes> Channels<L> {
     /// The codes of sums.
     #[inline(always)]
     pub(super) fn codes(&self, l: L, sums: L::I) -> L::I {
-        let x = l.clamp(self.numbers(l, sums), self.lo, self.hi);
+        let x = l.clamp(self.scaled(l, sums), self.lo, self.hi);
         l.add(l.round(x), self.zero_point)
     }
 
     /// The numbers of sums.
     #[inline(always)]
     pub(super) fn numbers(&self, l: L, sums: L::I) -> L::F {
+        let x = self.scaled(l, sums);
+        self.shifts.map_or(x, |shifts| l.add_f32(x, shifts))
+    }
+
+    #[inline(always)]
+    fn scaled(&self, l: L, sums: L::I) -> L::F {
         l.mul(l.to_f32(l.add(sums, self.bias)), self.scales)
     }
 }
@@ -43,7 +52,7 @@ impl<L: Lanes> Channels<L> {
 pub enum Out<'a> {
     /// Codes: `clamp(round(f32(acc) * scale), lo, hi) + zero_point`.
     Codes(&'a mut [u8]),
-    /// Numbers: `f32(acc) * scale`.
+    /// Numbers: `f32(acc) * scale`, plus a shift where there is one.
     Numbers(&'a mut [f32]),
 }
 
@@ -78,7 +87,26 @@ impl Requant {
         bias.resize(n, 0);
         scales.resize(n, 0.0);
         let [lo, hi] = codes.map(|code| (code - zero_point) as f32);
-        Self { bias, scales, lo, hi, zero_point }
+        Self { bias, scales, shifts: None, lo, hi, zero_point }
+    }
+
+    /// For [`Out::Numbers`] alone: `f32(sum + bias) * scale + shift`, each step rounded.
+    ///
+    /// # Panics
+    ///
+    /// When they differ in length.
+    pub fn to_numbers(bias: &[i32], scales: &[f32], shifts: Option<&[f32]>) -> Self {
+        assert_eq!(bias.len(), scales.len(), "a bias and a scale for each channel");
+        assert!(shifts.is_none_or(|s| s.len() == bias.len()), "a shift for each channel");
+        let filled = |values: &[f32]| {
+            let mut values = values.to_vec();
+            values.resize(values.len().next_multiple_of(N), 0.0);
+            values
+        };
+        let mut bias = bias.to_vec();
+        bias.resize(bias.len().next_multiple_of(N), 0);
+        let (scales, shifts) = (filled(scales), shifts.map(filled));
+        Self { bias, scales, shifts, lo: 0.0, hi: 0.0, zero_point: 0 }
     }
 
     /// What concerns the sixteen channels from `channel` on.
@@ -87,6 +115,7 @@ impl Requant {
         Channels {
             bias: l.load(&self.bias[channel..]),
             scales: l.load_f32(&self.scales[channel..]),
+            shifts: self.shifts.as_ref().map(|shifts| l.load_f32(&shifts[channel..])),
             lo: l.splat_f32(self.lo),
             hi: l.splat_f32(self.hi),
             zero_point: l.splat(self.zero_point),
