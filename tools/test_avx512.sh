@@ -39,6 +39,8 @@ cd /tmp
 export PROPTEST_CASES=6 HOME=/tmp
 /bin/busybox grep -o -w 'avx512[a-z_0-9]*' /proc/cpuinfo | /bin/busybox sort -u | /bin/busybox tr '\n' ' '
 /bin/tests --test-threads 1 $skip $* 2>&1
+# What the serial line still holds is lost with the power.
+/bin/busybox sleep 3
 /bin/busybox poweroff -f
 INIT
 chmod +x "$folder"/root/init
