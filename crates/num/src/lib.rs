@@ -10,8 +10,9 @@
 //! - [`bias`] and [`requant`]: what happens to the `i32` sums of integer kernels.
 //! - [`dynamic`]: parameters chosen while a model runs.
 //! - [`pack`]: codes of less than a byte.
+//! - [`formats`]: every number format for weights, from int4 to NF4 and MX.
 //! - [`error`]: how far two tensors are apart.
-//! - [`uniform`] and [`textbook`]: the forms that people learn from, in `f64`.
+//! - [`uniform`], [`nonuniform`] and [`textbook`]: the forms that people learn from, in `f64`.
 //!
 //! Architecture invariant: no other crate but `midtread-kernels` divides by a scale.
 #![no_std]
@@ -25,7 +26,9 @@ pub mod affine;
 pub mod bias;
 pub mod dynamic;
 pub mod error;
+pub mod formats;
 pub mod granularity;
+pub mod nonuniform;
 pub mod pack;
 pub mod requant;
 pub mod round;

@@ -132,8 +132,13 @@ impl Affine {
         self.scale * (q - self.zero_point) as f64
     }
 
+    /// `x / scale + zero_point`, which [`Self::quantize`] rounds.
+    pub fn scaled(self, x: f64) -> f64 {
+        x / self.scale + self.zero_point as f64
+    }
+
     fn nearest(self, x: f64, rounding: Rounding) -> i64 {
-        rounding.round(x / self.scale + self.zero_point as f64) as i64
+        rounding.round(self.scaled(x)) as i64
     }
 }
 

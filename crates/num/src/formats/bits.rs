@@ -34,7 +34,8 @@ pub fn unpack(bytes: &[u8], n: usize, bits: u32) -> Vec<i32> {
     let code = |i: usize| {
         let at = i * bits as usize;
         let last = (at + bits as usize).div_ceil(8);
-        let word = bytes[at / 8..last].iter().rev().fold(0_u32, |word, byte| word << 8 | u32::from(*byte));
+        let word =
+            bytes[at / 8..last].iter().rev().fold(0_u32, |word, byte| word << 8 | u32::from(*byte));
         (word >> (at % 8) & mask) as i32
     };
     (0..n).map(code).collect()
@@ -48,10 +49,7 @@ pub fn unpack_signed(bytes: &[u8], n: usize, bits: u32) -> Vec<i32> {
 
 /// Two codes a byte, the first in the upper half: bitsandbytes' order. An odd end is filled with `pad`.
 pub fn pack_high_first(codes: &[i32], pad: i32) -> Vec<u8> {
-    codes
-        .chunks(2)
-        .map(|pair| (pair[0] << 4 | pair.get(1).copied().unwrap_or(pad)) as u8)
-        .collect()
+    codes.chunks(2).map(|pair| (pair[0] << 4 | pair.get(1).copied().unwrap_or(pad)) as u8).collect()
 }
 
 /// `n` codes of [`pack_high_first`].

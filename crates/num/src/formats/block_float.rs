@@ -8,9 +8,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::float::exp2;
-use super::{
-    Encoded, FormatDef, Matrix, PartLayout, PartType, Settings, Sharing, bits, max_abs,
-};
+use super::{Encoded, FormatDef, Matrix, PartLayout, PartType, Settings, Sharing, bits, max_abs};
 use crate::round::ties_even_f64;
 
 /// `bfp2` to `bfp16`, in blocks of 16.
@@ -69,7 +67,9 @@ fn quantize(matrix: &Matrix<'_>, settings: &Settings<'_>) -> Result<Encoded, sup
         let exponent = ((f64::from(max).to_bits() >> 52) as i32 - 1023).max(-126);
         let unit = unit(exponent, settings.n);
         // `unit` is a power of two: the division is exact.
-        codes.extend(x.iter().map(|x| ties_even_f64(f64::from(*x) / unit).clamp(-qmax, qmax) as i32));
+        codes.extend(
+            x.iter().map(|x| ties_even_f64(f64::from(*x) / unit).clamp(-qmax, qmax) as i32),
+        );
         exponents.push(exponent as f32);
     }
     Ok(Encoded::with(codes, vec![("exponent", exponents)]))

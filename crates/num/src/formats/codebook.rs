@@ -80,7 +80,8 @@ impl Codebook {
         order.sort_by(|a, b| values[usize::from(*a)].total_cmp(&(values[usize::from(*b)] + 0.0)));
         // -0 sorts before 0, and no table has it.
         let value = |code: u8| values[usize::from(code)];
-        let borders = order.windows(2).map(|pair| (value(pair[0]) + value(pair[1])) / 2.0).collect();
+        let borders =
+            order.windows(2).map(|pair| (value(pair[0]) + value(pair[1])) / 2.0).collect();
         Self { values, order, borders }
     }
 
@@ -96,20 +97,17 @@ impl Codebook {
 /// `10^i` and with both signs, are entries, besides 0 and 1. The unsigned map has twice the pieces and one sign.
 pub fn dynamic_map(is_signed: bool) -> Vec<f32> {
     let mut entries = vec![0.0, 1.0];
-    for i in 0..7 {
+    for (i, power) in TENTHS.into_iter().enumerate() {
         let n_pieces = 1_usize << (i + usize::from(!is_signed));
-        // torch.linspace: from both ends to the middle, in f32.
+        // torch.linspace: from both ends to the middle, with a step in f32 and one rounding for product and sum.
         let step = (1.0_f32 - 0.1) / n_pieces as f32;
         let border = |k: usize| {
-            if k < n_pieces.div_ceil(2) + usize::from(n_pieces.is_multiple_of(2)) * 0 + usize::from(n_pieces == 1) * 0
-                && 2 * k < n_pieces + 1
-            {
-                0.1 + step * k as f32
+            if k < n_pieces.div_ceil(2) {
+                (f64::from(0.1_f32) + f64::from(step) * k as f64) as f32
             } else {
-                1.0 - step * (n_pieces - k) as f32
+                (1.0 - f64::from(step) * (n_pieces - k) as f64) as f32
             }
         };
-        let power = TENTHS[i];
         for k in 0..n_pieces {
             let middle = power * ((border(k) + border(k + 1)) / 2.0);
             entries.push(middle);
@@ -126,7 +124,11 @@ pub fn dynamic_map(is_signed: bool) -> Vec<f32> {
 const TENTHS: [f32; 7] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
 
 /// Codes of a flat run and the `absmax` of its blocks of `block_size`.
-pub(crate) fn quantize_blocks(codebook: &Codebook, x: &[f32], block_size: usize) -> (Vec<i32>, Vec<f32>) {
+pub(crate) fn quantize_blocks(
+    codebook: &Codebook,
+    x: &[f32],
+    block_size: usize,
+) -> (Vec<i32>, Vec<f32>) {
     let mut codes = Vec::with_capacity(x.len());
     let mut scales = Vec::with_capacity(x.len().div_ceil(block_size));
     for block in x.chunks(block_size) {

@@ -7,9 +7,7 @@
 use alloc::vec;
 
 use super::float::exp2;
-use super::{
-    Encoded, FormatDef, Matrix, PartLayout, PartType, Settings, Sharing, bits,
-};
+use super::{Encoded, FormatDef, Matrix, PartLayout, PartType, Settings, Sharing, bits};
 use crate::round::Rounding;
 
 /// `fixed2` to `fixed16`.

@@ -99,8 +99,15 @@ impl FloatType {
     }
 
     /// The minifloat of this split: bias `2^(X - 1) - 1`, subnormals, neither infinity nor NaN.
+    ///
+    /// With 8 exponent bits the bias is 128: with 127 the codes of the largest exponent would be `2^128` and more, which
+    /// no `f32` is.
     pub const fn minifloat(exponent_bits: u32, mantissa_bits: u32) -> Self {
-        let bias = if exponent_bits == 0 { 0 } else { (1 << (exponent_bits - 1)) - 1 };
+        let bias = match exponent_bits {
+            0 => 0,
+            8 => 128,
+            _ => (1 << (exponent_bits - 1)) - 1,
+        };
         Self::new("minifloat", exponent_bits, mantissa_bits, bias, Specials::None)
     }
 
@@ -144,6 +151,11 @@ impl FloatType {
     /// NaN becomes the type's NaN with the sign of `x`; a type without one makes it -0, as the onnx reference does.
     /// Minus zero becomes 0 in a type that has none.
     pub fn encode(self, x: f32, overflow: Overflow) -> u32 {
+        self.encode_f64(f64::from(x), overflow)
+    }
+
+    /// [`Self::encode`] of an `f64`, with one rounding.
+    pub fn encode_f64(self, x: f64, overflow: Overflow) -> u32 {
         let m = self.mantissa_bits;
         let sign = u32::from(x.is_sign_negative()) << (m + self.exponent_bits);
         let all = (1 << (self.exponent_bits + m)) - 1;
@@ -156,7 +168,7 @@ impl FloatType {
         if x.is_nan() {
             return nan;
         }
-        let magnitude = f64::from(x).abs();
+        let magnitude = x.abs();
         // Every f32, subnormal ones too, is a normal f64, whose exponent field says its power of two. For 0 it is far
         // below any type's smallest exponent.
         let exponent = ((magnitude.to_bits() >> 52) as i32 - 1023).max(1 - self.bias);
@@ -191,7 +203,10 @@ impl FloatType {
             let mantissa = magnitude & ((1 << m) - 1);
             match magnitude >> m {
                 0 => (f64::from(mantissa) * exp2_f64(1 - self.bias - m as i32)) as f32,
-                e => (f64::from(mantissa + (1 << m)) * exp2_f64(e as i32 - self.bias - m as i32)) as f32,
+                e => {
+                    (f64::from(mantissa + (1 << m)) * exp2_f64(e as i32 - self.bias - m as i32))
+                        as f32
+                }
             }
         };
         if !is_negative {
@@ -245,7 +260,11 @@ fn layout(ty: FloatType, shape: &Shape, settings: &Settings<'_>) -> Vec<PartLayo
     parts
 }
 
-fn quantize(ty: FloatType, matrix: &Matrix<'_>, settings: &Settings<'_>) -> Result<Encoded, FormatError> {
+fn quantize(
+    ty: FloatType,
+    matrix: &Matrix<'_>,
+    settings: &Settings<'_>,
+) -> Result<Encoded, FormatError> {
     let values = matrix.values();
     let code = |x: f32, overflow| ty.encode(x, overflow) as i32;
     if settings.sharing == Sharing::Nothing {
@@ -273,7 +292,12 @@ fn quantize(ty: FloatType, matrix: &Matrix<'_>, settings: &Settings<'_>) -> Resu
     Ok(Encoded::with(codes, vec![("scale", scales)]))
 }
 
-fn dequantize(ty: FloatType, encoded: &Encoded, shape: &Shape, settings: &Settings<'_>) -> Vec<f32> {
+fn dequantize(
+    ty: FloatType,
+    encoded: &Encoded,
+    shape: &Shape,
+    settings: &Settings<'_>,
+) -> Vec<f32> {
     let mut values: Vec<f32> = encoded.codes.iter().map(|code| ty.decode(*code as u32)).collect();
     if settings.sharing != Sharing::Nothing {
         for (group, scale) in settings.sharing.groups(shape).zip(encoded.param("scale")) {
@@ -367,7 +391,8 @@ mod tests {
     #[test]
     fn every_code_of_every_type_comes_back() {
         let splits = (1..=8).flat_map(|e| (0..=10).map(move |m| (e, m)));
-        let minifloats = splits.filter(|(e, m)| e + m <= 15).map(|(e, m)| FloatType::minifloat(e, m));
+        let minifloats =
+            splits.filter(|(e, m)| e + m <= 15).map(|(e, m)| FloatType::minifloat(e, m));
         for ty in FLOAT_TYPES.iter().copied().chain(minifloats) {
             for code in 0..1 << ty.n_bits() {
                 let x = ty.decode(code);
@@ -388,7 +413,11 @@ mod tests {
                 if middle.is_infinite() {
                     continue;
                 }
-                assert_eq!(ty.encode(middle, Overflow::Saturate), code + (code & 1), "{ty:?} {middle}");
+                assert_eq!(
+                    ty.encode(middle, Overflow::Saturate),
+                    code + (code & 1),
+                    "{ty:?} {middle}"
+                );
                 assert_eq!(ty.encode(middle.next_up(), Overflow::Saturate), code + 1);
                 assert_eq!(ty.encode(middle.next_down(), Overflow::Saturate), code);
             }

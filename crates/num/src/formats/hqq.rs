@@ -53,7 +53,8 @@ pub static DEF: FormatDef = FormatDef {
         let (scales, zeros) = (encoded.param("scale"), encoded.param("zero_point"));
         let mut values = Vec::with_capacity(shape.n());
         for (i, group) in settings.sharing.groups(shape).enumerate() {
-            values.extend(encoded.codes[group].iter().map(|q| (*q as f32 - zeros[i]) * scales[i]));
+            let value = |q: &i32| ((*q as f32 - zeros[i]) * scales[i]).clamp(f32::MIN, f32::MAX);
+            values.extend(encoded.codes[group].iter().map(value));
         }
         values
     },
@@ -115,7 +116,8 @@ pub fn fit(groups: &[&[f32]], n_bits: u32, options: Options) -> Fit {
     for x in groups {
         let min = x.iter().copied().fold(f32::INFINITY, f32::min);
         let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let width = if max <= min { qmax } else { max - min };
+        // At most an eighth of the largest `f32`, so that the scale is finite; what is beyond is cut.
+        let width = if max <= min { qmax } else { (max - min).min(f32::MAX / 8.0) };
         let inverse_scale = (qmax / width).min(2e4);
         let zero = if min.is_finite() { -min * inverse_scale } else { 0.0 };
         inverse_scales.push(inverse_scale);

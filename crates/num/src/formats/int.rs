@@ -121,9 +121,14 @@ fn quantize(
         let params = match settings.search {
             search::Search::MaxAbs => params,
             search::Search::Mse => {
-                let candidates = (0..search::N_STEPS).map(|i| 1.0 - i as f32 / 100.0).map(|shrink| {
-                    if is_signed { symmetric(max * shrink, range) } else { asymmetric(x, shrink, range) }
-                });
+                let candidates =
+                    (0..search::N_STEPS).map(|i| 1.0 - i as f32 / 100.0).map(|shrink| {
+                        if is_signed {
+                            symmetric(max * shrink, range)
+                        } else {
+                            asymmetric(x, shrink, range)
+                        }
+                    });
                 search::best(candidates, |params| {
                     search::error(x, importance, |x| params.fake_quantize(x, range))
                 })
@@ -149,7 +154,11 @@ pub fn symmetric(max_abs: f32, range: QRange) -> QParams {
 /// Of `uintN` over the range of `x`, both ends times `shrink`.
 fn asymmetric(x: &[f32], shrink: f32, range: QRange) -> QParams {
     let (min, max) = x.iter().fold((0.0_f32, 0.0_f32), |(min, max), x| (min.min(*x), max.max(*x)));
-    QParams::from_min_max(min * shrink, max * shrink, range).expect("a finite interval with 0")
+    let (min, max) = (min * shrink, max * shrink);
+    // One bit has one step, and the width of an interval can be more than the largest `f32`: then half of it is kept.
+    QParams::from_min_max(min, max, range)
+        .or_else(|_| QParams::from_min_max(min / 2.0, max / 2.0, range))
+        .expect("a finite interval with 0")
 }
 
 /// `sum w |x| / sum w`; 1 without elements, or when all are 0.
@@ -164,7 +173,12 @@ fn mean_abs(x: &[f32], importance: Option<&[f32]>) -> f32 {
     if mean.is_finite() { mean } else { 0.0 }
 }
 
-fn dequantize(encoded: &Encoded, shape: &Shape, settings: &Settings<'_>, is_signed: bool) -> Vec<f32> {
+fn dequantize(
+    encoded: &Encoded,
+    shape: &Shape,
+    settings: &Settings<'_>,
+    is_signed: bool,
+) -> Vec<f32> {
     let scales = encoded.param("scale");
     let mut values = Vec::with_capacity(shape.n());
     for (i, group) in settings.sharing.groups(shape).enumerate() {

@@ -36,10 +36,13 @@ pub fn quantize_rows(matrix: &Matrix<'_>, threshold: f32) -> Vectorwise {
     let (mut codes, mut absmax) = (Vec::with_capacity(shape.n()), Vec::new());
     for row in rows() {
         let start = codes.len();
-        let max = row.iter().fold(0.0_f32, |max, x| if is_outlier(*x) { max } else { max.max(x.abs()) });
+        let max =
+            row.iter().fold(0.0_f32, |max, x| if is_outlier(*x) { max } else { max.max(x.abs()) });
         // A row of zeros has an infinite factor there, and 0 * inf becomes 0.
         let factor = if max == 0.0 { 0.0 } else { 127.0 / max };
-        codes.extend(row.iter().map(|x| if is_outlier(*x) { 0 } else { ties_even(x * factor) as i8 }));
+        codes.extend(
+            row.iter().map(|x| if is_outlier(*x) { 0 } else { ties_even(x * factor) as i8 }),
+        );
         if 1 < shape.rows {
             outlier_columns.iter().for_each(|c| codes[start + c] = 0);
         }
@@ -68,8 +71,13 @@ pub static DEF: FormatDef = FormatDef {
     dequantize: |encoded, shape, _| {
         let absmax = encoded.param("absmax");
         // bitsandbytes: `CB * SCB * 7.874015718698502e-3`, the factor in f32.
-        let mut values: Vec<f32> =
-            encoded.codes.iter().enumerate().map(|(i, q)| *q as f32 * absmax[i / shape.cols] * (1.0 / 127.0)).collect();
+        let value = |(i, q): (usize, &i32)| {
+            let (q, absmax) = (*q as f32, absmax[i / shape.cols]);
+            let value = q * absmax * (1.0 / 127.0);
+            // The product with the code is infinite from 2.7e36 on; then in the other order.
+            if value.is_finite() { value } else { q * (absmax * (1.0 / 127.0)) }
+        };
+        let mut values: Vec<f32> = encoded.codes.iter().enumerate().map(value).collect();
         let columns = encoded.params.iter().find(|param| param.name == "outlier_columns");
         if let Some(columns) = columns {
             let outliers = encoded.param("outliers");

@@ -12,14 +12,28 @@ use super::{
     f32_bytes, f32s, max_abs,
 };
 
-fn quantize(code: [f32; 16], matrix: &Matrix<'_>, settings: &Settings<'_>) -> Result<Encoded, FormatError> {
+fn quantize(
+    code: [f32; 16],
+    matrix: &Matrix<'_>,
+    settings: &Settings<'_>,
+) -> Result<Encoded, FormatError> {
     matrix.finite()?;
+    let is_fp4 = code == FP4_CODE;
     let codebook = Codebook::new(code.to_vec());
     let (mut codes, mut scales) = (vec![], vec![]);
     for block in matrix.values().chunks(codebook::block_size(settings)) {
         let max = max_abs(block);
-        let reciprocal = if max == 0.0 { 0.0 } else { 1.0 / max };
-        codes.extend(block.iter().map(|x| i32::from(codebook.code(x * reciprocal))));
+        // Infinite for 0 and the smallest subnormals, all of whose block becomes 0.
+        let reciprocal = Some(1.0 / max).filter(|x: &f32| x.is_finite()).unwrap_or(0.0);
+        codes.extend(block.iter().map(|x| {
+            let x = x * reciprocal;
+            if is_fp4 {
+                // By magnitude, with the sign beside: a negative value near 0 has the code of the second zero, 8.
+                i32::from(codebook.code(x.abs())) | i32::from(x < 0.0) << 3
+            } else {
+                i32::from(codebook.code(x))
+            }
+        }));
         scales.push(max);
     }
     Ok(Encoded::with(codes, vec![("absmax", scales)]))

@@ -54,8 +54,12 @@ pub fn params(x: &[f32], n_bits: u32, is_symmetric: bool) -> (f32, i32) {
         return (widest / -(half as f32), half);
     }
     let qmax = (1 << n_bits) - 1;
-    let scale = (max - min) / qmax as f32;
-    let zero_point = if scale == 0.0 { 0.0 } else { round_away(-min / scale).clamp(0.0, qmax as f32) };
+    let width = max - min;
+    // The width of an interval can be more than the largest `f32`.
+    let scale =
+        if width.is_finite() { width / qmax as f32 } else { max / qmax as f32 - min / qmax as f32 };
+    let zero_point =
+        if scale == 0.0 { 0.0 } else { round_away(-min / scale).clamp(0.0, qmax as f32) };
     (scale, zero_point as i32)
 }
 
@@ -114,7 +118,12 @@ fn dequantize(encoded: &Encoded, shape: &Shape, settings: &Settings<'_>) -> Vec<
     values
 }
 
-fn pack(encoded: &Encoded, shape: &Shape, settings: &Settings<'_>, is_symmetric: bool) -> Vec<Vec<u8>> {
+fn pack(
+    encoded: &Encoded,
+    shape: &Shape,
+    settings: &Settings<'_>,
+    is_symmetric: bool,
+) -> Vec<Vec<u8>> {
     let (n_bits, block_size) = (settings.n, block_size(settings, shape.cols));
     let n_blocks = n_blocks(shape, settings);
     let mut padded = Vec::with_capacity(shape.rows * n_blocks * block_size);
@@ -126,7 +135,16 @@ fn pack(encoded: &Encoded, shape: &Shape, settings: &Settings<'_>, is_symmetric:
     if !is_symmetric {
         let zero_points: Vec<i32> = encoded.param("zero_point").iter().map(|z| *z as i32).collect();
         let rows = zero_points.chunks(n_blocks.max(1));
-        parts.push(rows.flat_map(|row| bits::pack(row, n_bits)).collect());
+        // What fills a row's last byte is 2^(bits - 1) too, as ONNX Runtime has it.
+        let n_codes = zero_point_bytes(n_blocks, n_bits) * 8 / n_bits as usize;
+        let filled = |row: &[i32]| {
+            let mut row = row.to_vec();
+            row.resize(n_codes, 1 << (n_bits - 1));
+            let mut bytes = bits::pack(&row, n_bits);
+            bytes.resize(zero_point_bytes(n_blocks, n_bits), 0);
+            bytes
+        };
+        parts.push(rows.flat_map(filled).collect());
     }
     parts
 }
@@ -135,7 +153,7 @@ fn unpack(parts: &[&[u8]], shape: &Shape, settings: &Settings<'_>, is_symmetric:
     let (n_bits, block_size) = (settings.n, block_size(settings, shape.cols));
     let n_blocks = n_blocks(shape, settings);
     let padded = bits::unpack(parts[0], shape.rows * n_blocks * block_size, n_bits);
-    let rows = padded.chunks(n_blocks * block_size.max(1));
+    let rows = padded.chunks((n_blocks * block_size).max(1));
     let codes = if shape.n() == 0 {
         vec![]
     } else {

@@ -6,12 +6,12 @@
 //!
 //! Reading order: [`float`] (every floating type of at most 16 bits), [`int`], [`ternary`], [`power_of_two`],
 //! [`fixed_point`], [`block_float`], [`mx`], [`nvfp4`], [`codebook`] (NF4, FP4, the dynamic 8-bit map), [`nested`],
-//! [`llm_int8`], [`ggml`], [`matmul_nbits`] and [`matmul_bnb4`], [`hqq`], [`search`].
+//! [`llm_int8`], [`matmul_nbits`] and [`matmul_bnb4`], [`hqq`], [`search`].
 //!
 //! What is the same everywhere:
 //!
-//! - A tensor is a [`Matrix`] of rows; blocks lie along a row, and the last may be short. ggml's formats refuse a row
-//!   that is not whole blocks, as ggml does; bitsandbytes' see one long row.
+//! - A tensor is a [`Matrix`] of rows; blocks lie along a row, and the last may be short. bitsandbytes' formats
+//!   see one long row.
 //! - Floating formats keep NaN and infinity as their type can, MX makes a block that has one a block of NaN. All others
 //!   refuse ([`FormatError::NotFinite`]): an integer cannot say NaN, and one infinity would make its block zeros.
 //! - An empty tensor has no codes. A block of zeros comes back as zeros, in every format that has a zero.
@@ -29,7 +29,6 @@ pub mod block_float;
 pub mod codebook;
 pub mod fixed_point;
 pub mod float;
-pub mod ggml;
 pub mod hqq;
 pub mod int;
 pub mod llm_int8;
@@ -76,17 +75,6 @@ pub static FORMATS: &[&FormatDef] = &[
     &nested::NF4,
     &nested::FP4,
     &llm_int8::DEF,
-    &ggml::Q4_0,
-    &ggml::Q4_1,
-    &ggml::Q5_0,
-    &ggml::Q5_1,
-    &ggml::Q8_0,
-    &ggml::Q2_K,
-    &ggml::Q3_K,
-    &ggml::Q4_K,
-    &ggml::Q5_K,
-    &ggml::Q6_K,
-    &ggml::IQ4_NL,
     &matmul_nbits::SYMMETRIC,
     &matmul_nbits::ASYMMETRIC,
     &matmul_bnb4::NF4,
@@ -157,7 +145,13 @@ impl Sharing {
         };
         let whole = matches!(self, Self::Nothing | Self::Tensor);
         let (rows, cols) = if whole { (1, n) } else { (rows, cols) };
-        let per_row = if whole { 1 } else if size == 0 { 0 } else { cols.div_ceil(size) };
+        let per_row = if whole {
+            1
+        } else if size == 0 {
+            0
+        } else {
+            cols.div_ceil(size)
+        };
         (0..rows * per_row).map(move |i| {
             let (row, block) = (i / per_row, i % per_row);
             row * cols + block * size..row * cols + cols.min((block + 1) * size)
@@ -328,7 +322,12 @@ impl PartLayout {
         Self { name, ty, len, is_whole: false }
     }
 
-    pub(crate) const fn shared(name: &'static str, ty: PartType, len: usize, sharing: Sharing) -> Self {
+    pub(crate) const fn shared(
+        name: &'static str,
+        ty: PartType,
+        len: usize,
+        sharing: Sharing,
+    ) -> Self {
         Self { name, ty, len, is_whole: matches!(sharing, Sharing::Tensor) }
     }
 
@@ -375,7 +374,10 @@ pub struct Format<'a> {
 
 impl fmt::Debug for Format<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Format").field("name", &self.name()).field("settings", &self.settings).finish()
+        f.debug_struct("Format")
+            .field("name", &self.name())
+            .field("settings", &self.settings)
+            .finish()
     }
 }
 
@@ -608,7 +610,10 @@ impl fmt::Display for FormatError {
             }
             Self::Rows { n, cols } => write!(f, "{n} elements are not whole rows of {cols}"),
             Self::Blocks { format, cols, block } => {
-                write!(f, "`{format}` needs rows of whole blocks of {block}, and a row has {cols} elements")
+                write!(
+                    f,
+                    "`{format}` needs rows of whole blocks of {block}, and a row has {cols} elements"
+                )
             }
             Self::NotFinite { at, value } => {
                 write!(f, "element {at} is {value}, which the format cannot hold")

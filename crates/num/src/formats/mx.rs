@@ -87,14 +87,19 @@ pub fn shared_exponent(element: Element, x: &[f32], rounding: ScaleRounding) -> 
     let exponent = match rounding {
         ScaleRounding::Floor => floor,
         ScaleRounding::Ceil => {
-            let is_cut = f64::from(element.max()) * f64::from(exp2(floor.clamp(-149, 127))) < f64::from(max);
+            let is_cut =
+                f64::from(element.max()) * f64::from(exp2(floor.clamp(-149, 127))) < f64::from(max);
             floor + i32::from(is_cut)
         }
     };
     exponent.clamp(-127, 127)
 }
 
-fn quantize(element: Element, matrix: &Matrix<'_>, settings: &Settings<'_>) -> Result<Encoded, FormatError> {
+fn quantize(
+    element: Element,
+    matrix: &Matrix<'_>,
+    settings: &Settings<'_>,
+) -> Result<Encoded, FormatError> {
     let shape = matrix.shape();
     let mut codes = Vec::with_capacity(shape.n());
     let mut exponents = Vec::new();
@@ -108,7 +113,9 @@ fn quantize(element: Element, matrix: &Matrix<'_>, settings: &Settings<'_>) -> R
                 let importance = search::columns(settings, &group, shape.cols);
                 let candidates = (floor - 1..=floor + 1).filter(|e| (-127..=127).contains(e));
                 search::best([floor].into_iter().chain(candidates), |e| {
-                    search::error(x, importance, |x| element.decode(element.encode(divide(x, e))) * exp2(e))
+                    search::error(x, importance, |x| {
+                        element.decode(element.encode(divide(x, e))) * exp2(e)
+                    })
                 })
                 .unwrap_or(floor)
             }
@@ -128,7 +135,12 @@ fn divide(x: f32, exponent: i32) -> f32 {
     (f64::from(x) / f64::from(exp2(exponent))) as f32
 }
 
-fn dequantize(element: Element, encoded: &Encoded, shape: &Shape, settings: &Settings<'_>) -> Vec<f32> {
+fn dequantize(
+    element: Element,
+    encoded: &Encoded,
+    shape: &Shape,
+    settings: &Settings<'_>,
+) -> Vec<f32> {
     let mut values = Vec::with_capacity(shape.n());
     for (group, exponent) in settings.sharing.groups(shape).zip(encoded.param("exponent")) {
         let scale = if *exponent as i32 == NAN { f32::NAN } else { exp2(*exponent as i32) };

@@ -60,7 +60,8 @@ fn quantize(
     let (codes, absmax) = quantize_blocks(&codebook, matrix.values(), block_size(settings));
     let (scale_codes, scales, offset) = quantize_scales(&absmax);
     let scale_codes = scale_codes.iter().map(|code| *code as f32).collect();
-    let params = vec![("absmax", scale_codes), ("nested_absmax", scales), ("nested_offset", vec![offset])];
+    let params =
+        vec![("absmax", scale_codes), ("nested_absmax", scales), ("nested_offset", vec![offset])];
     Ok(Encoded::with(codes, params))
 }
 

@@ -40,7 +40,9 @@ pub static DEF: FormatDef = FormatDef {
         let mut values = Vec::with_capacity(shape.n());
         for (group, scale) in settings.sharing.groups(shape).zip(encoded.param("scale")) {
             let scale = SCALE.decode(*scale as u32) * global;
-            values.extend(encoded.codes[group].iter().map(|code| ELEMENT.decode(*code as u32) * scale));
+            values.extend(
+                encoded.codes[group].iter().map(|code| ELEMENT.decode(*code as u32) * scale),
+            );
         }
         values
     },

@@ -88,7 +88,8 @@ fn code(x: f32, n: u32, max_exponent: i32) -> i32 {
     if x.abs() <= 0.5 * exp2(min_exponent) {
         return 0;
     }
-    let exponent = exponent(x.abs(), Border::Middle).map_or(max_exponent, |e| e.clamp(min_exponent, max_exponent));
+    let exponent = exponent(x.abs(), Border::Middle)
+        .map_or(max_exponent, |e| e.clamp(min_exponent, max_exponent));
     (i32::from(x < 0.0) << (n - 1)) | (exponent - min_exponent + 1)
 }
 
@@ -120,6 +121,7 @@ fn exponent(magnitude: f32, border: Border) -> Option<i32> {
 /// `x` as the nearest of `±2^min_exponent ..= ±2^max_exponent`. There is no zero: it becomes `+2^min_exponent`, as in
 /// Ristretto.
 pub fn nearest(x: f32, min_exponent: i32, max_exponent: i32, border: Border) -> f32 {
-    let exponent = exponent(x.abs(), border).unwrap_or(min_exponent).clamp(min_exponent, max_exponent);
+    let exponent =
+        exponent(x.abs(), border).unwrap_or(min_exponent).clamp(min_exponent, max_exponent);
     if x < 0.0 { -exp2(exponent) } else { exp2(exponent) }
 }

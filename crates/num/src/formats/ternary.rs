@@ -57,7 +57,13 @@ fn quantize(matrix: &Matrix<'_>, settings: &Settings<'_>) -> Result<Encoded, For
         let (mut sum, mut n) = (0.0, 0.0);
         for (i, x) in x.iter().enumerate() {
             let magnitude = f64::from(x.abs());
-            codes.push(if magnitude <= threshold { 0 } else if *x < 0.0 { -1 } else { 1 });
+            codes.push(if magnitude <= threshold {
+                0
+            } else if *x < 0.0 {
+                -1
+            } else {
+                1
+            });
             if threshold < magnitude {
                 sum += weight(i) * magnitude;
                 n += weight(i);
