@@ -101,6 +101,14 @@ pub enum Error {
         /// Names that were given.
         given: Vec<String>,
     },
+    /// An output that is no tensor, of a run that gives tensors.
+    #[error("output `{name}` is {kind}, not a tensor")]
+    OutputKind {
+        /// The output.
+        name: String,
+        /// `a sequence`, `an empty optional`.
+        kind: &'static str,
+    },
     /// An input given twice.
     #[error("input `{0}` is given twice")]
     InputTwice(String),

@@ -18,8 +18,8 @@ type Key<'a> = (&'a str, &'a str, &'a str);
 /// The model with every call of one of its functions replaced by the function's nodes, or `None` where there is no
 /// call. Inner values are named `<label of the call>/<name in the function>`.
 ///
-/// Fails for functions that call themselves, that stand on other versions of an operator set than the model or
-/// that have subgraphs in them, and for calls in subgraphs.
+/// Fails for functions that call themselves or that stand on other versions of an operator set than the model. Calls in
+/// subgraphs stay: they are expanded when the subgraph is prepared.
 pub fn inline_functions(model: &Model) -> Result<Option<Model>, Error> {
     let functions: BTreeMap<Key<'_>, &Function> = model
         .functions
@@ -103,10 +103,10 @@ impl Inliner<'_> {
             }
         }
         for node in &function.body.nodes {
-            if node.subgraphs().next().is_some() {
-                return refuse("a function with a subgraph");
-            }
             let inner = self.instance(node, function, &call, &label, &mut map);
+            let Some(inner) = inner else {
+                return refuse("a subgraph with names of the graph around it");
+            };
             self.expand(inner, depth + 1)?;
         }
         // After the nodes that make what they hand on.
@@ -114,7 +114,7 @@ impl Inliner<'_> {
         Ok(())
     }
 
-    /// A node of the body as a node of the graph.
+    /// A node of the body as a node of the graph. `None` where names in its subgraphs would mean something else.
     fn instance(
         &mut self,
         node: &Node,
@@ -122,7 +122,7 @@ impl Inliner<'_> {
         call: &Node,
         label: &str,
         map: &mut HashMap<usize, Option<ValueId>>,
-    ) -> Node {
+    ) -> Option<Node> {
         let graph: &mut Graph = &mut self.model.graph;
         let mut value = |id: ValueId| {
             *map.entry(id.idx()).or_insert_with(|| {
@@ -135,8 +135,25 @@ impl Inliner<'_> {
         if !node.name.is_empty() {
             inner.name = format!("{label}/{}", node.name);
         }
+        let mut captured = Vec::new();
+        node.subgraphs().for_each(|g| g.captures(&mut captured));
+        let captured = captured.into_iter().filter_map(|name| {
+            let id = value(function.body.find(&name)?);
+            Some((name, id))
+        });
+        let captured: Vec<(String, Option<ValueId>)> = captured.collect();
+        let names = captured.into_iter().map(|(name, id)| {
+            // Left out by the call, and used all the same: nothing has this name, and the schedule says so.
+            let new = id.map_or_else(|| format!("{label}/{name}"), |id| graph.value_name(id).to_owned());
+            (name, new)
+        });
+        let names: BTreeMap<String, String> = names.collect();
         inner.attrs = node.attrs.iter().filter_map(|attr| resolve(attr, function, call)).collect();
-        inner
+        let are_renamed = inner.attrs.iter_mut().all(|attr| match &mut attr.value {
+            AttrValue::Graph(graph) => instantiate(graph, &names, function, call),
+            _ => true,
+        });
+        are_renamed.then_some(inner)
     }
 
     /// Checks that the function's operators mean the same in the model.
@@ -159,6 +176,34 @@ impl Inliner<'_> {
         }
         Ok(())
     }
+}
+
+/// Renames what a subgraph of a function captures, and follows its references to the call's attributes. `false` where
+/// a name is taken.
+fn instantiate(
+    graph: &mut Graph,
+    names: &BTreeMap<String, String>,
+    function: &Function,
+    call: &Node,
+) -> bool {
+    let own = graph.owned();
+    let mut inner_names = names.clone();
+    for id in graph.value_ids().collect::<Vec<_>>() {
+        if own[id.idx()] {
+            inner_names.remove(graph.value_name(id));
+        } else if let Some(new) = names.get(graph.value_name(id))
+            && !graph.rename(id, new)
+        {
+            return false;
+        }
+    }
+    graph.nodes.iter_mut().all(|node| {
+        node.attrs = node.attrs.iter().filter_map(|attr| resolve(attr, function, call)).collect();
+        node.attrs.iter_mut().all(|attr| match &mut attr.value {
+            AttrValue::Graph(graph) => instantiate(graph, &inner_names, function, call),
+            _ => true,
+        })
+    })
 }
 
 /// An attribute of a node of the body, with references to the call's attributes followed.

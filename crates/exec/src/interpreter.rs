@@ -11,9 +11,10 @@ use std::{
 };
 
 use midtread_graph::{DataType, Dim, Graph, Model, Node, Tensor, Type, ValueId};
-use midtread_ops::{Args, EvalCtx, OpError, Pool, conv_then};
+use midtread_ops::{Args, Datum, EvalCtx, Followers, OpError, Pool, conv_then};
 
 use crate::{
+    body::{Body, Running},
     error::Error,
     inline::inline_functions,
     schedule::{Step, schedule},
@@ -42,6 +43,9 @@ pub struct Port {
 /// Tensors by the names of a model's inputs or outputs.
 pub type Named = Vec<(String, Tensor)>;
 
+/// Tensors, sequences and optional values by the names of a model's inputs or outputs.
+pub type NamedData = Vec<(String, Datum)>;
+
 /// What one node took.
 #[derive(Clone, Debug)]
 pub struct NodeTime {
@@ -67,7 +71,7 @@ pub struct Interpreter {
     options: Options,
     /// The outputs of steps that are the same in every run (weights stored as integers and dequantized), where they
     /// are kept, and their size.
-    computed: Vec<OnceLock<Vec<Tensor>>>,
+    computed: Vec<OnceLock<Vec<Datum>>>,
     computed_bytes: AtomicUsize,
     /// Free memory: one pool for each run there has been at the same time.
     pools: Mutex<Vec<Pool>>,
@@ -116,7 +120,11 @@ impl Interpreter {
     pub fn new(model: &Model, options: Options) -> Result<Self, Error> {
         let expanded = inline_functions(model)?;
         let model = expanded.as_ref().unwrap_or(model);
-        let steps = schedule(&model.graph, &model.opset_imports)?;
+        let mut steps = schedule(&model.graph, &model.opset_imports)?;
+        for step in &mut steps {
+            let node = &model.graph.nodes[step.node];
+            step.bodies = Body::all(model, node, &step.captured, &options)?;
+        }
         let mut graph = model.graph.clone();
         for step in &steps {
             for i in 0..graph.nodes[step.node].inputs.len() {
@@ -179,6 +187,29 @@ impl Interpreter {
         self.execute(inputs, Watch::Nothing)
     }
 
+    /// Like [`Interpreter::run`], for models of which some inputs or outputs are sequences or optional values.
+    pub fn run_data(&self, inputs: NamedData) -> Result<NamedData, Error> {
+        let tensors = inputs.iter().filter_map(|(name, x)| Some((name.clone(), x.as_tensor()?.clone())));
+        // Of what is no tensor, only the name is checked.
+        self.check_given(&tensors.collect::<Vec<_>>(), &|name| inputs.iter().any(|(n, _)| n == name))?;
+        let data = inputs.into_iter().map(|(name, x)| match self.graph.find(&name) {
+            Some(id) if self.graph.inputs.contains(&id) => Ok((id, x)),
+            _ => {
+                let known = self.inputs.iter().map(|port| port.name.clone()).collect();
+                Err(Error::UnknownInput { name, known })
+            }
+        });
+        let data = data.collect::<Result<_, _>>()?;
+        let outputs = self.execute_data(data, Watch::Nothing)?;
+        Ok(self.outputs.iter().map(|port| port.name.clone()).zip(outputs).collect())
+    }
+
+    /// Runs a graph of a node: what its inputs are, in their order, to what its outputs are.
+    pub(crate) fn run_body(&self, inputs: Vec<Datum>) -> Result<Vec<Datum>, Error> {
+        let inputs = self.graph.inputs.iter().copied().zip(inputs).collect();
+        self.execute_data(inputs, Watch::Nothing)
+    }
+
     /// Like [`Interpreter::run`], and calls `observe` with every input, and with every value that a node makes as
     /// soon as it is made.
     ///
@@ -205,6 +236,15 @@ impl Interpreter {
     /// Whether `inputs` are what the model asks for: names, types, ranks and sizes. Sizes that the model names may
     /// have any value, but the same one wherever the name stands.
     pub fn check_inputs(&self, inputs: &[(String, Tensor)]) -> Result<(), Error> {
+        self.check_given(inputs, &|_| false)
+    }
+
+    /// [`Interpreter::check_inputs`], where `is_given` are there too, and are no tensors.
+    fn check_given(
+        &self,
+        inputs: &[(String, Tensor)],
+        is_given: &dyn Fn(&str) -> bool,
+    ) -> Result<(), Error> {
         let mut given: BTreeMap<&str, &Tensor> = BTreeMap::new();
         for (name, tensor) in inputs {
             if !self.inputs.iter().any(|port| port.name == *name) {
@@ -219,7 +259,7 @@ impl Interpreter {
         for port in &self.inputs {
             match given.get(port.name.as_str()) {
                 Some(tensor) => check_input(port, tensor, &mut symbols)?,
-                None if port.has_default => {}
+                None if port.has_default || is_given(&port.name) => {}
                 None => {
                     let given = inputs.iter().map(|(name, _)| name.clone()).collect();
                     return Err(Error::MissingInput { name: port.name.clone(), given });
@@ -235,6 +275,23 @@ impl Interpreter {
         watch: Watch<'_>,
     ) -> Result<Vec<(String, Tensor)>, Error> {
         self.check_inputs(&inputs)?;
+        let inputs = inputs.into_iter().map(|(name, tensor)| {
+            (self.graph.find(&name).expect("checked to be an input"), Datum::Tensor(tensor))
+        });
+        let outputs = self.execute_data(inputs.collect(), watch)?;
+        let tensors = self.outputs.iter().zip(outputs).map(|(port, output)| {
+            let kind = output.kind();
+            let tensor = output.into_tensor().map_err(|_| Error::OutputKind { name: port.name.clone(), kind })?;
+            Ok((port.name.clone(), tensor))
+        });
+        tensors.collect()
+    }
+
+    fn execute_data(
+        &self,
+        inputs: Vec<(ValueId, Datum)>,
+        watch: Watch<'_>,
+    ) -> Result<Vec<Datum>, Error> {
         let pool =
             self.pools.lock().expect("no panic while the lock is held").pop().unwrap_or_default();
         let result = self.execute_with(&pool, inputs, watch);
@@ -245,24 +302,26 @@ impl Interpreter {
     fn execute_with(
         &self,
         pool: &Pool,
-        inputs: Vec<(String, Tensor)>,
+        inputs: Vec<(ValueId, Datum)>,
         mut watch: Watch<'_>,
-    ) -> Result<Vec<(String, Tensor)>, Error> {
+    ) -> Result<Vec<Datum>, Error> {
         let mut values = Values::new(self.graph.values().len());
-        for (name, tensor) in inputs {
-            let id = self.graph.find(&name).expect("checked to be an input");
-            let tensor = tensor.to_aligned();
-            let size = n_bytes(&tensor);
-            values.put(id, tensor, size);
+        for (id, datum) in inputs {
+            let datum = match datum {
+                Datum::Tensor(tensor) => Datum::Tensor(tensor.to_aligned()),
+                other => other,
+            };
+            let size = n_bytes(&datum);
+            values.put(id, datum, size);
         }
         for &id in &self.graph.inputs {
             if values.get(id).is_none()
                 && let Some(default) = self.graph.value(id).constant.clone()
             {
                 // Counts for nothing: it is the model's.
-                values.put(id, default.to_aligned(), 0);
+                values.put(id, Datum::Tensor(default.to_aligned()), 0);
             }
-            if let Some(tensor) = values.get(id) {
+            if let Some(Datum::Tensor(tensor)) = values.get(id) {
                 watch.value(id, self.graph.value_name(id), tensor);
             }
         }
@@ -289,8 +348,8 @@ impl Interpreter {
             let ctx = EvalCtx { node, opset: step.opset, pool };
             let start = Instant::now();
             let outputs = match fused {
-                Some(fused) => conv_then(&ctx, args, &fused.followers),
-                None => (step.def.eval)(&ctx, args),
+                Some(fused) => fuse(&ctx, args, &fused.followers),
+                None => evaluate(step, &ctx, args),
             };
             watch.time(|| self.node_time(node, &types, start.elapsed()));
             let outputs = outputs.map_err(|source| self.op_error(node, &types, held, source))?;
@@ -314,28 +373,28 @@ impl Interpreter {
 
         let mut results = Vec::with_capacity(self.graph.outputs.len());
         for &id in &self.graph.outputs {
-            let tensor = values.get(id).cloned().or_else(|| self.graph.value(id).constant.clone());
-            let tensor = tensor.expect("the schedule makes every output");
-            results.push((self.graph.value_name(id).to_owned(), tensor));
+            let constant = || self.graph.value(id).constant.clone().map(Datum::Tensor);
+            let datum = values.get(id).cloned().or_else(constant);
+            results.push(datum.expect("the schedule makes every output"));
         }
         Ok(results)
     }
 
     /// The inputs of a node; those used for the last time leave `values`.
-    fn args(&self, node: &Node, step: &Step, values: &mut Values) -> Args {
-        let args = node.inputs.iter().zip(&step.is_last_use).map(|(id, &is_last)| {
-            let id = (*id)?;
+    fn args(&self, node: &Node, step: &Step, values: &mut Values) -> Vec<Option<Datum>> {
+        let args = step.inputs(node).zip(&step.is_last_use).map(|(id, &is_last)| {
+            let id = id?;
             let made = if is_last { values.take(id) } else { values.get(id).cloned() };
-            made.or_else(|| self.graph.value(id).constant.clone())
+            made.or_else(|| self.graph.value(id).constant.clone().map(Datum::Tensor))
         });
-        Args(args.collect())
+        args.collect()
     }
 
     /// Shows the outputs to the observer and keeps those that are used again.
     fn keep(
         &self,
         step: &Step,
-        outputs: Vec<Tensor>,
+        outputs: Vec<Datum>,
         values: &mut Values,
         watch: &mut Watch<'_>,
         counts: Counts,
@@ -346,16 +405,18 @@ impl Interpreter {
             let (node_label, op_type) = (self.graph.label(node).to_owned(), node.op_type.clone());
             return Err(Error::Output { node: node_label, op_type, index: outputs.len() });
         }
-        for ((tensor, id), &is_used) in outputs.into_iter().zip(&node.outputs).zip(&step.is_used) {
+        for ((datum, id), &is_used) in outputs.into_iter().zip(&node.outputs).zip(&step.is_used) {
             let Some(id) = *id else { continue };
-            watch.value(id, self.graph.value_name(id), &tensor);
+            if let Datum::Tensor(tensor) = &datum {
+                watch.value(id, self.graph.value_name(id), tensor);
+            }
             // What nobody uses is dropped, and goes back to the pool by that.
             if is_used {
                 let size = match counts {
-                    Counts::Size => n_bytes(&tensor),
+                    Counts::Size => n_bytes(&datum),
                     Counts::Nothing => 0,
                 };
-                values.put(id, tensor, size);
+                values.put(id, datum, size);
             }
         }
         Ok(())
@@ -365,9 +426,9 @@ impl Interpreter {
     /// or for the memory there is.
     fn keep_computed(
         &self,
-        outputs: &[Tensor],
+        outputs: &[Datum],
         types: &ArgTypes,
-        computed: &OnceLock<Vec<Tensor>>,
+        computed: &OnceLock<Vec<Datum>>,
     ) -> bool {
         let size: usize = outputs.iter().map(n_bytes).sum();
         // Eight times: a 4-bit weight as float32. What is as large as that out of little is cheap to make.
@@ -427,7 +488,7 @@ struct Values {
 }
 
 struct Slot {
-    tensor: Tensor,
+    datum: Datum,
     /// Bytes that it counts for: none, if they are kept elsewhere anyway.
     n_bytes: usize,
 }
@@ -437,49 +498,83 @@ impl Values {
         Self { slots: (0..n_values).map(|_| None).collect(), n_bytes: 0 }
     }
 
-    fn put(&mut self, id: ValueId, tensor: Tensor, n_bytes: usize) {
+    fn put(&mut self, id: ValueId, datum: Datum, n_bytes: usize) {
         self.n_bytes += n_bytes;
-        if let Some(old) = self.slots[id.idx()].replace(Slot { tensor, n_bytes }) {
+        if let Some(old) = self.slots[id.idx()].replace(Slot { datum, n_bytes }) {
             self.n_bytes -= old.n_bytes;
         }
     }
 
-    fn get(&self, id: ValueId) -> Option<&Tensor> {
-        Some(&self.slots[id.idx()].as_ref()?.tensor)
+    fn get(&self, id: ValueId) -> Option<&Datum> {
+        Some(&self.slots[id.idx()].as_ref()?.datum)
     }
 
-    fn take(&mut self, id: ValueId) -> Option<Tensor> {
+    fn take(&mut self, id: ValueId) -> Option<Datum> {
         let slot = self.slots[id.idx()].take()?;
         self.n_bytes -= slot.n_bytes;
-        Some(slot.tensor)
+        Some(slot.datum)
     }
 }
 
-fn n_bytes(tensor: &Tensor) -> usize {
-    tensor.as_bytes().len()
-        + tensor.as_strings().map_or(0, |s| s.iter().map(|s| s.len() + 32).sum())
+/// The outputs of a step.
+fn evaluate(
+    step: &Step,
+    ctx: &EvalCtx<'_>,
+    mut args: Vec<Option<Datum>>,
+) -> Result<Vec<Datum>, OpError> {
+    let captured = args.split_off(ctx.node.inputs.len());
+    step.def.evaluate(ctx, args, &Running { bodies: &step.bodies, captured })
+}
+
+/// The output of a convolution and of those that follow it.
+fn fuse(
+    ctx: &EvalCtx<'_>,
+    args: Vec<Option<Datum>>,
+    followers: &Followers,
+) -> Result<Vec<Datum>, OpError> {
+    let tensors = args.into_iter().map(|x| x.map(Datum::into_tensor).transpose());
+    let args = Args(tensors.collect::<Result<_, _>>()?);
+    Ok(conv_then(ctx, args, followers)?.into_iter().map(Datum::Tensor).collect())
+}
+
+fn n_bytes(datum: &Datum) -> usize {
+    let size = |t: &Tensor| {
+        t.as_bytes().len()
+            + t.as_strings().map_or(0, |s| s.iter().map(|s| s.len() + 32).sum())
+    };
+    datum.tensors().iter().map(size).sum()
 }
 
 /// Types and sizes of a node's inputs, shown as `float[1,3], int64[2], -`.
-struct ArgTypes(Vec<Option<(DataType, Vec<usize>)>>);
+struct ArgTypes(Vec<ArgType>);
 
-impl ArgTypes {
-    fn of(args: &Args) -> Self {
-        Self(
-            args.0.iter().map(|arg| arg.as_ref().map(|t| (t.dtype(), t.dims().to_vec()))).collect(),
-        )
-    }
+enum ArgType {
+    Tensor(DataType, Vec<usize>),
+    Sequence { len: usize, n_bytes: usize },
+    Absent,
 }
 
 impl ArgTypes {
+    fn of(args: &[Option<Datum>]) -> Self {
+        let one = |arg: &Option<Datum>| match arg {
+            Some(Datum::Tensor(t)) => ArgType::Tensor(t.dtype(), t.dims().to_vec()),
+            Some(datum @ Datum::Sequence(tensors)) => {
+                ArgType::Sequence { len: tensors.len(), n_bytes: n_bytes(datum) }
+            }
+            Some(Datum::Empty) | None => ArgType::Absent,
+        };
+        Self(args.iter().map(one).collect())
+    }
+
     fn n_bytes(&self) -> usize {
-        self.0
-            .iter()
-            .flatten()
-            .filter_map(|(dtype, dims)| {
+        let one = |arg: &ArgType| match arg {
+            ArgType::Tensor(dtype, dims) => {
                 dtype.n_bytes(midtread_graph::tensor::n_elements(dims).ok()?)
-            })
-            .sum()
+            }
+            ArgType::Sequence { n_bytes, .. } => Some(*n_bytes),
+            ArgType::Absent => None,
+        };
+        self.0.iter().filter_map(one).sum()
     }
 }
 
@@ -488,11 +583,12 @@ impl fmt::Display for ArgTypes {
         for (i, ty) in self.0.iter().enumerate() {
             f.write_str(if i == 0 { "" } else { ", " })?;
             match ty {
-                Some((dtype, dims)) => {
+                ArgType::Tensor(dtype, dims) => {
                     let dims: Vec<String> = dims.iter().map(usize::to_string).collect();
                     write!(f, "{dtype}[{}]", dims.join(","))?;
                 }
-                None => f.write_str("-")?,
+                ArgType::Sequence { len, .. } => write!(f, "sequence of {len}")?,
+                ArgType::Absent => f.write_str("-")?,
             }
         }
         Ok(())

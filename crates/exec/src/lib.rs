@@ -21,9 +21,10 @@
 //! ```
 //!
 //! Reading order: [`interpreter`] (construction and runs), `schedule` (order and last uses), `inline` (functions
-//! of the model), [`error`].
+//! of the model), `body` (graphs in attributes), [`error`].
 #![forbid(unsafe_code)]
 
+mod body;
 pub mod error;
 mod inline;
 pub mod interpreter;
@@ -31,5 +32,5 @@ mod schedule;
 
 pub use error::Error;
 pub use inline::inline_functions;
-pub use interpreter::{Interpreter, Named, NodeTime, Options, Port};
+pub use interpreter::{Interpreter, Named, NamedData, NodeTime, Options, Port};
 pub use schedule::topological_order;

@@ -8,7 +8,10 @@ use std::{
 use midtread_graph::{DataType, Graph, Links, Node, ValueId, model::opset_of};
 use midtread_ops::{Followers, OpDef, constant_value};
 
-use crate::error::Error;
+use crate::{
+    body::{Body, captured},
+    error::Error,
+};
 
 /// One node, ready to be evaluated.
 pub(crate) struct Step {
@@ -16,7 +19,11 @@ pub(crate) struct Step {
     pub(crate) node: usize,
     pub(crate) def: &'static OpDef,
     pub(crate) opset: i64,
-    /// For each input position: whether the value is nowhere used after it (not even in a later position).
+    /// What its graphs take from the graph around them, as inputs behind its own.
+    pub(crate) captured: Vec<ValueId>,
+    /// Its graphs.
+    pub(crate) bodies: Vec<Body>,
+    /// For each input position, those captured included: whether the value is nowhere used after it (not even in a later position).
     pub(crate) is_last_use: Vec<bool>,
     /// For each output position: whether anything uses the value.
     pub(crate) is_used: Vec<bool>,
@@ -33,6 +40,16 @@ pub(crate) struct Fused {
     pub(crate) followers: Followers,
     /// The index of the last one's step, whose output is made.
     pub(crate) last: usize,
+}
+
+impl Step {
+    /// The inputs of its node, and what its graphs capture.
+    pub(crate) fn inputs<'a>(
+        &'a self,
+        node: &'a Node,
+    ) -> impl Iterator<Item = Option<ValueId>> + 'a {
+        node.inputs.iter().copied().chain(self.captured.iter().map(|&id| Some(id)))
+    }
 }
 
 /// Operators whose outputs differ although their inputs do not.
@@ -59,15 +76,21 @@ pub(crate) fn schedule(graph: &Graph, opset_imports: &[(String, i64)]) -> Result
         .map(|i| {
             let node = &graph.nodes[i];
             let (def, opset) = resolve(graph, node, opset_imports)?;
-            let (is_last_use, is_used) =
-                (vec![false; node.inputs.len()], vec![false; node.outputs.len()]);
+            let captured = captured(graph, node)?;
+            let (is_last_use, is_used) = (
+                vec![false; node.inputs.len() + captured.len()],
+                vec![false; node.outputs.len()],
+            );
             let same = !RANDOM.contains(&node.op_type.as_str())
+                && node.subgraphs().next().is_none()
                 && node.inputs.iter().flatten().all(|id| is_constant[id.idx()]);
             node.outputs.iter().flatten().for_each(|id| is_constant[id.idx()] = same);
             Ok(Step {
                 node: i,
                 def,
                 opset,
+                captured,
+                bodies: Vec::new(),
                 is_last_use,
                 is_used,
                 is_constant: same,
@@ -85,7 +108,8 @@ pub(crate) fn schedule(graph: &Graph, opset_imports: &[(String, i64)]) -> Result
         for (is_used, id) in step.is_used.iter_mut().zip(&node.outputs) {
             *is_used = id.is_some_and(|id| used[id.idx()]);
         }
-        for (is_last, id) in step.is_last_use.iter_mut().zip(&node.inputs).rev() {
+        let uses = step.inputs(node).collect::<Vec<_>>();
+        for (is_last, id) in step.is_last_use.iter_mut().zip(uses).rev() {
             *is_last = id.is_some_and(|id| !std::mem::replace(&mut used[id.idx()], true));
         }
     }
@@ -142,9 +166,6 @@ fn resolve(
 ) -> Result<(&'static OpDef, i64), Error> {
     let (op_type, domain) = (node.op_type.clone(), node.domain.clone());
     let label = || graph.label(node).to_owned();
-    if node.subgraphs().next().is_some() {
-        return Err(Error::Unsupported { node: label(), op_type, what: "a subgraph".to_owned() });
-    }
     let Some(def) = midtread_ops::find(&node.domain, &node.op_type) else {
         return Err(Error::UnknownOperator { node: label(), op_type, domain });
     };

@@ -237,6 +237,19 @@ impl Graph {
         id
     }
 
+    /// Gives a value another name. `false`, and no change, where another value has it.
+    pub fn rename(&mut self, id: ValueId, name: &str) -> bool {
+        match self.find(name) {
+            Some(other) => other == id,
+            None => {
+                let old = std::mem::replace(&mut self.values[id.idx()].name, name.to_owned());
+                self.by_name.remove(&old);
+                self.by_name.insert(name.to_owned(), id);
+                true
+            }
+        }
+    }
+
     /// A new value whose name is `wanted`, or `wanted` with a number if that is taken.
     pub fn fresh(&mut self, wanted: &str) -> ValueId {
         if self.find(wanted).is_none() {
@@ -338,13 +351,19 @@ impl Graph {
         before - self.initializers.len()
     }
 
-    /// Adds to `names` every name that this graph, used as a subgraph, takes from the graphs around it.
-    pub fn captures(&self, names: &mut Vec<String>) {
+    /// For each value, whether it is this graph's own: an input, a constant, or made by a node here.
+    pub fn owned(&self) -> Vec<bool> {
         let mut own = vec![false; self.values.len()];
         let made = self.nodes.iter().flat_map(|n| n.outputs.iter().flatten());
         for id in made.chain(&self.inputs).chain(&self.initializers) {
             own[id.idx()] = true;
         }
+        own
+    }
+
+    /// Adds to `names` every name that this graph, used as a subgraph, takes from the graphs around it.
+    pub fn captures(&self, names: &mut Vec<String>) {
+        let own = self.owned();
         let used = self.nodes.iter().flat_map(|n| n.inputs.iter().flatten());
         for id in used.chain(&self.outputs).filter(|id| !own[id.idx()]) {
             names.push(self.value_name(*id).to_owned());

@@ -5,7 +5,7 @@ use midtread_kernels::elementwise::{BinaryOp, binary, broadcast_with};
 
 use crate::{
     attr,
-    def::{InputRole, OpDef, OutputRole, Role},
+    def::{InputRole, Eval, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::InferCtx,
     shape::{Odometer, broadcast, broadcast_inputs, broadcast_strides},
@@ -140,7 +140,7 @@ macro_rules! arithmetic {
             versions: &[7, 13, 14],
             attrs: &[],
             infer: |ctx| infer_arithmetic(ctx, $sym),
-            eval: |ctx, args| {
+            eval: Eval::Tensors(|ctx, args| {
                 in_f32(ctx, args, |ctx, mut args| {
                     let (a, b) = (args.take(0)?, args.take(1)?);
                     if a.dtype() == DataType::Float {
@@ -151,7 +151,7 @@ macro_rules! arithmetic {
                         Ok(vec![combine::<T>(ctx, &a, &b, Number::$method)?])
                     })
                 })
-            },
+            }),
             role: $role,
         };
     };
@@ -197,7 +197,7 @@ pub(crate) static MOD: OpDef = OpDef {
     versions: &[10, 13, 28],
     attrs: &["fmod"],
     infer: infer_broadcast,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let trunc = attr::flag(ctx.node, "fmod", false)?;
         in_f32(ctx, args, |ctx, mut args| {
             let (a, b) = (args.take(0)?, args.take(1)?);
@@ -207,7 +207,7 @@ pub(crate) static MOD: OpDef = OpDef {
                 Ok(vec![combine::<T>(ctx, &a, &b, f)?])
             })
         })
-    },
+    }),
     role: NO_INTEGER_FORM,
 };
 
@@ -218,7 +218,7 @@ pub(crate) static POW: OpDef = OpDef {
     versions: &[7, 12, 13, 15],
     attrs: &[],
     infer: infer_broadcast,
-    eval: |ctx, args| in_f32(ctx, args, pow),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, pow)),
     role: NO_INTEGER_FORM,
 };
 
@@ -314,7 +314,7 @@ macro_rules! variadic {
             versions: &$versions,
             attrs: &[],
             infer: infer_broadcast,
-            eval: |ctx, args| {
+            eval: Eval::Tensors(|ctx, args| {
                 in_f32(ctx, args, |ctx, mut args| {
                     let mut sum = args.take(0)?;
                     let n = args.len();
@@ -338,7 +338,7 @@ macro_rules! variadic {
                     }
                     Ok(vec![sum])
                 })
-            },
+            }),
             role: NO_INTEGER_FORM,
         };
     };
@@ -400,7 +400,7 @@ macro_rules! comparison {
             versions: &$versions,
             attrs: &[],
             infer: infer_comparison,
-            eval: |ctx, args| {
+            eval: Eval::Tensors(|ctx, args| {
                 in_f32(ctx, args, |ctx, args| {
                     let (a, b) = (args.required(0)?, args.required(1)?);
                     if a.dtype() == DataType::Bool && $op == "Equal" {
@@ -410,7 +410,7 @@ macro_rules! comparison {
                         compare::<T>(ctx, a, b, $f)
                     })
                 })
-            },
+            }),
             role: Role::Structural,
         };
     };
@@ -461,7 +461,7 @@ macro_rules! logical {
             versions: &[7],
             attrs: &[],
             infer: infer_comparison,
-            eval: |ctx, args| logic(ctx, args.required(0)?, args.required(1)?, $f),
+            eval: Eval::Tensors(|ctx, args| logic(ctx, args.required(0)?, args.required(1)?, $f)),
             role: Role::Structural,
         };
     };
@@ -487,7 +487,7 @@ pub(crate) static PRELU: OpDef = OpDef {
     versions: &[7, 9, 16],
     attrs: &[],
     infer: crate::norm::same_as_first,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         in_f32(ctx, args, |ctx, mut args| {
             let (x, slope) = (args.take(0)?, args.take(1)?);
             if broadcast(&[x.dims(), slope.dims()])? != x.dims() {
@@ -504,7 +504,7 @@ pub(crate) static PRELU: OpDef = OpDef {
                 }
             }])
         })
-    },
+    }),
     role: NO_INTEGER_FORM,
 };
 
@@ -519,7 +519,7 @@ pub(crate) static WHERE: OpDef = OpDef {
         ctx.set(0, ctx.elem(1), dims);
         Ok(())
     },
-    eval: select,
+    eval: Eval::Tensors(select),
     role: Role::Quantized {
         inputs: &[InputRole::Parameter, InputRole::Activation, InputRole::Activation],
         output: OutputRole::Calibrated,

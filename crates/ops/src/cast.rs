@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use midtread_graph::{DataType, Tensor};
 
 use crate::{
-    def::{OpDef, Role},
+    def::{Eval, OpDef, Role},
     eval::{Args, EvalCtx, OpError},
     quantize::{codes, sub_byte, type_attr},
     typed::{bools, elements, unsupported_type},
@@ -28,10 +28,10 @@ pub(crate) static CAST: OpDef = OpDef {
         }
         Ok(())
     },
-    eval: |ctx, mut args| {
+    eval: Eval::Tensors(|ctx, mut args| {
         let to = type_attr(ctx.node, "to")?.ok_or(OpError::MissingAttr("to"))?;
         Ok(vec![cast(ctx, args.take(0)?, to)?])
-    },
+    }),
     role: Role::Structural,
 };
 
@@ -45,10 +45,10 @@ pub(crate) static CAST_LIKE: OpDef = OpDef {
         ctx.set(0, ctx.elem(1), ctx.dims(0).map(<[_]>::to_vec));
         Ok(())
     },
-    eval: |ctx, mut args: Args| {
+    eval: Eval::Tensors(|ctx, mut args: Args| {
         let to = args.required(1)?.dtype();
         Ok(vec![cast(ctx, args.take(0)?, to)?])
-    },
+    }),
     role: Role::Structural,
 };
 

@@ -4,7 +4,7 @@ use midtread_graph::{AttrValue, DataType, Node, Tensor};
 
 use crate::{
     attr,
-    def::{OpDef, Role},
+    def::{Eval, OpDef, Role},
     eval::{EvalCtx, OpError},
     infer::InferCtx,
     layout::to_sizes,
@@ -32,7 +32,7 @@ pub(crate) static CONSTANT: OpDef = OpDef {
         ctx.set_constant(0, &tensor);
         Ok(())
     },
-    eval: |ctx, _| Ok(vec![constant_value(ctx.node)?]),
+    eval: Eval::Tensors(|ctx, _| Ok(vec![constant_value(ctx.node)?])),
     role: Role::Structural,
 };
 
@@ -92,7 +92,7 @@ pub(crate) static CONSTANT_OF_SHAPE: OpDef = OpDef {
         ctx.set_value(0, n.zip(element).map(|(n, e)| vec![e; n]));
         Ok(())
     },
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let dims = to_sizes(&indices(args.required(0)?)?)?;
         let value = fill_value(ctx.node)?;
         let mut out = ctx.pool.tensor(value.dtype(), dims)?;
@@ -103,7 +103,7 @@ pub(crate) static CONSTANT_OF_SHAPE: OpDef = OpDef {
             element.copy_from_slice(value.as_bytes());
         }
         Ok(vec![out])
-    },
+    }),
     role: Role::Structural,
 };
 
@@ -132,12 +132,12 @@ pub(crate) static SHAPE: OpDef = OpDef {
         ctx.set_value(0, dims);
         Ok(())
     },
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let dims = args.required(0)?.dims();
         let range = shape_range(ctx.node, dims.len())?;
         let dims: Vec<i64> = dims[range].iter().map(|&d| d as i64).collect();
         Ok(vec![Tensor::vector(&dims)])
-    },
+    }),
     role: Role::Structural,
 };
 
@@ -162,7 +162,7 @@ pub(crate) static SIZE: OpDef = OpDef {
         ctx.set_value(0, n.map(|n| vec![n]));
         Ok(())
     },
-    eval: |_, args| Ok(vec![Tensor::scalar(args.required(0)?.len() as i64)]),
+    eval: Eval::Tensors(|_, args| Ok(vec![Tensor::scalar(args.required(0)?.len() as i64)])),
     role: Role::Structural,
 };
 
@@ -173,7 +173,7 @@ pub(crate) static RANGE: OpDef = OpDef {
     versions: &[11, 27],
     attrs: &["stash_type"],
     infer: infer_range,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let [start, limit, delta] = [args.required(0)?, args.required(1)?, args.required(2)?];
         if [start, limit, delta].iter().any(|t| t.len() != 1) {
             return Err(OpError::Invalid("a bound of the range is not one number".to_owned()));
@@ -187,7 +187,7 @@ pub(crate) static RANGE: OpDef = OpDef {
             }
             range(ctx, n as usize, |i| start + i as T * delta)
         })
-    },
+    }),
     role: Role::Structural,
 };
 

@@ -10,7 +10,7 @@ use midtread_kernels::{
 
 use crate::{
     attr,
-    def::{InputRole, OpDef, OutputRole, Role},
+    def::{InputRole, Eval, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     followers::Followers,
     infer::InferCtx,
@@ -27,7 +27,7 @@ pub(crate) static CONV: OpDef = OpDef {
     versions: &[1, 11, 22],
     attrs: &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],
     infer: |ctx| infer_conv(ctx, ctx.elem(0)),
-    eval: |ctx, args| in_f32(ctx, args, conv),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, conv)),
     role: Role::Quantized {
         inputs: &[
             InputRole::Activation,
@@ -54,7 +54,7 @@ pub(crate) static CONV_TRANSPOSE: OpDef = OpDef {
         "strides",
     ],
     infer: infer_conv_transpose,
-    eval: |ctx, args| in_f32(ctx, args, conv_transpose),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, conv_transpose)),
     role: Role::Quantized {
         // Weights are (in, out / group, ...), unlike Conv's (out, in / group, ...).
         inputs: &[

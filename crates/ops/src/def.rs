@@ -1,12 +1,11 @@
 //! What an operator is.
 
-use midtread_graph::Node;
+use midtread_graph::{Node, Tensor};
 
 use crate::{
-    eval::{Args, EvalCtx, OpError},
+    eval::{Args, Bodies, Datum, EvalCtx, NoBodies, OpError},
     infer::InferCtx,
 };
-use midtread_graph::Tensor;
 
 /// One operator of one domain, over all the versions of it that this crate knows.
 pub struct OpDef {
@@ -24,12 +23,53 @@ pub struct OpDef {
     /// tell; an error is a contradiction in the model.
     pub infer: fn(&mut InferCtx<'_>) -> Result<(), OpError>,
     /// The outputs, exactly as the specification defines them.
-    pub eval: fn(&EvalCtx<'_>, Args) -> Result<Vec<Tensor>, OpError>,
+    pub eval: Eval,
     /// How a quantizer treats it.
     pub role: Role,
 }
 
+/// How an operator is evaluated.
+#[derive(Clone, Copy)]
+pub enum Eval {
+    /// From tensors to tensors, as nearly all are.
+    Tensors(fn(&EvalCtx<'_>, Args) -> Result<Vec<Tensor>, OpError>),
+    /// Sequences and optional values come or go.
+    Data(fn(&EvalCtx<'_>, Vec<Option<Datum>>) -> Result<Vec<Datum>, OpError>),
+    /// It runs the graphs in its attributes.
+    Bodies(fn(&EvalCtx<'_>, Vec<Option<Datum>>, &dyn Bodies) -> Result<Vec<Datum>, OpError>),
+}
+
 impl OpDef {
+    /// The outputs of a node, whatever it takes and makes.
+    pub fn evaluate(
+        &self,
+        ctx: &EvalCtx<'_>,
+        inputs: Vec<Option<Datum>>,
+        bodies: &dyn Bodies,
+    ) -> Result<Vec<Datum>, OpError> {
+        match self.eval {
+            Eval::Tensors(eval) => {
+                let tensors = inputs.into_iter().map(|x| x.map(Datum::into_tensor).transpose());
+                let args = Args(tensors.collect::<Result<_, _>>()?);
+                Ok(eval(ctx, args)?.into_iter().map(Datum::Tensor).collect())
+            }
+            Eval::Data(eval) => eval(ctx, inputs),
+            Eval::Bodies(eval) => eval(ctx, inputs, bodies),
+        }
+    }
+
+    /// The outputs of a node without bodies, all of whose inputs and outputs are tensors.
+    pub fn evaluate_tensors(&self, ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
+        match self.eval {
+            Eval::Tensors(eval) => eval(ctx, args),
+            _ => {
+                let inputs = args.0.into_iter().map(|x| x.map(Datum::Tensor)).collect();
+                let outputs = self.evaluate(ctx, inputs, &NoBodies)?;
+                outputs.into_iter().map(Datum::into_tensor).collect()
+            }
+        }
+    }
+
     /// Whether `eval` and `infer` know this node's version of the operator and all of its attributes. What an
     /// attribute's value asks for is checked when it is evaluated.
     pub fn check(&self, node: &Node, opset: i64) -> Result<(), OpError> {

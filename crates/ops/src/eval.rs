@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use midtread_graph::{AlignedBuf, DataType, Element, Home, Node, Tensor, TensorError};
+use midtread_graph::{AlignedBuf, DataType, Element, Home, Node, Tensor, TensorError, Type};
 
 /// An evaluation's surroundings. Kernels use the threads of the rayon pool that the caller is in.
 pub struct EvalCtx<'a> {
@@ -53,6 +53,88 @@ impl Args {
     }
 }
 
+/// What a value is while a model runs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Datum {
+    /// A tensor, also one in an optional value.
+    Tensor(Tensor),
+    /// Tensors in order. A clone shares the list until one of the two is changed.
+    Sequence(Arc<Vec<Tensor>>),
+    /// An optional value that is not there.
+    Empty,
+}
+
+impl From<Tensor> for Datum {
+    fn from(tensor: Tensor) -> Self {
+        Self::Tensor(tensor)
+    }
+}
+
+impl Datum {
+    /// The tensor.
+    pub fn as_tensor(&self) -> Option<&Tensor> {
+        match self {
+            Self::Tensor(tensor) => Some(tensor),
+            Self::Sequence(_) | Self::Empty => None,
+        }
+    }
+
+    /// The tensor, or an error where it is something else.
+    pub fn into_tensor(self) -> Result<Tensor, OpError> {
+        match self {
+            Self::Tensor(tensor) => Ok(tensor),
+            other => Err(OpError::Invalid(format!("{} where a tensor is needed", other.kind()))),
+        }
+    }
+
+    /// The tensors of a sequence, or an error where it is something else.
+    pub fn into_sequence(self) -> Result<Arc<Vec<Tensor>>, OpError> {
+        match self {
+            Self::Sequence(tensors) => Ok(tensors),
+            other => Err(OpError::Invalid(format!("{} where a sequence is needed", other.kind()))),
+        }
+    }
+
+    /// `a tensor`, `a sequence`, `an empty optional`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Tensor(_) => "a tensor",
+            Self::Sequence(_) => "a sequence",
+            Self::Empty => "an empty optional",
+        }
+    }
+
+    /// Every tensor in it.
+    pub fn tensors(&self) -> &[Tensor] {
+        match self {
+            Self::Tensor(tensor) => std::slice::from_ref(tensor),
+            Self::Sequence(tensors) => tensors,
+            Self::Empty => &[],
+        }
+    }
+}
+
+/// Runs the graphs in a node's attributes. What they take from the graph around them is known to whoever does.
+pub trait Bodies {
+    /// The outputs of the graph in the attribute `name` on these inputs.
+    fn run(&self, name: &'static str, inputs: Vec<Datum>) -> Result<Vec<Datum>, OpError>;
+    /// What that graph says of its outputs.
+    fn outputs(&self, name: &'static str) -> Result<Vec<Option<Type>>, OpError>;
+}
+
+/// For nodes that have no graph.
+pub struct NoBodies;
+
+impl Bodies for NoBodies {
+    fn run(&self, name: &'static str, _: Vec<Datum>) -> Result<Vec<Datum>, OpError> {
+        Err(OpError::MissingAttr(name))
+    }
+
+    fn outputs(&self, name: &'static str) -> Result<Vec<Option<Type>>, OpError> {
+        Err(OpError::MissingAttr(name))
+    }
+}
+
 /// Why a node could not be evaluated or inferred. The caller adds which node it was.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -74,6 +156,14 @@ pub enum OpError {
     Memory {
         /// Its size.
         needed: usize,
+    },
+    /// Something went wrong in a graph that the node runs: which graph, and what it said.
+    #[error("in its `{name}`: {message}")]
+    Body {
+        /// The attribute with the graph.
+        name: &'static str,
+        /// The error there.
+        message: String,
     },
     /// A tensor has another type or size than it must.
     #[error(transparent)]

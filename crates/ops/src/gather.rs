@@ -4,7 +4,7 @@ use midtread_graph::{DataType, Tensor};
 
 use crate::{
     attr,
-    def::{InputRole, OpDef, OutputRole, Role},
+    def::{InputRole, Eval, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::{InferCtx, normalize_axis},
     layout::MOVES,
@@ -21,7 +21,7 @@ pub(crate) static GATHER: OpDef = OpDef {
     versions: &[1, 11, 13],
     attrs: &["axis"],
     infer: infer_gather,
-    eval: gather,
+    eval: Eval::Tensors(gather),
     role: Role::Quantized {
         // A table of embeddings is a weight.
         inputs: &[InputRole::Weight { channel_axis: |_, _| None }, InputRole::Parameter],
@@ -107,7 +107,7 @@ pub(crate) static GATHER_ELEMENTS: OpDef = OpDef {
         ctx.set(0, ctx.elem(0), ctx.dims(1).map(<[_]>::to_vec));
         Ok(())
     },
-    eval: gather_elements,
+    eval: Eval::Tensors(gather_elements),
     role: Role::Quantized {
         inputs: &[InputRole::Weight { channel_axis: |_, _| None }, InputRole::Parameter],
         output: OutputRole::SameAs(0),
@@ -170,7 +170,7 @@ pub(crate) static GATHER_ND: OpDef = OpDef {
         ctx.set(0, ctx.elem(0), dims);
         Ok(())
     },
-    eval: gather_nd,
+    eval: Eval::Tensors(gather_nd),
     role: MOVES,
 };
 
@@ -223,7 +223,7 @@ pub(crate) static CONCAT: OpDef = OpDef {
     versions: &[4, 11, 13],
     attrs: &["axis"],
     infer: infer_concat,
-    eval: concat,
+    eval: Eval::Tensors(concat),
     role: Role::Quantized { inputs: &[InputRole::Activation], output: OutputRole::AllSame },
 };
 
@@ -269,6 +269,18 @@ fn infer_concat(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
 }
 
 pub(crate) fn concat(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
+    let srcs: Vec<&Tensor> = (0..args.len()).map(|i| args.required(i)).collect::<Result<_, _>>()?;
+    let first = srcs.first().ok_or(OpError::MissingInput(0))?;
+    let axis = concat_axis(ctx.node, first.dims().len())?;
+    Ok(vec![joined(ctx, &srcs, axis)?])
+}
+
+/// At least one tensor, joined along an axis.
+pub(crate) fn joined(
+    ctx: &EvalCtx<'_>,
+    srcs: &[&Tensor],
+    axis: usize,
+) -> Result<Tensor, OpError> {
     struct Join {
         /// Elements of each source between two steps of the dimensions before the axis.
         runs: Vec<usize>,
@@ -289,14 +301,12 @@ pub(crate) fn concat(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpErr
             Ok(())
         }
     }
-    let srcs: Vec<&Tensor> = (0..args.len()).map(|i| args.required(i)).collect::<Result<_, _>>()?;
-    let first = srcs.first().ok_or(OpError::MissingInput(0))?.dims();
-    let axis = concat_axis(ctx.node, first.len())?;
+    let first = srcs[0].dims();
     let same = |t: &&Tensor| {
         t.dims().len() == first.len()
             && (0..first.len()).all(|d| d == axis || t.dims()[d] == first[d])
     };
-    if let Some(other) = srcs.iter().find(|t| !same(t)) {
+    if let Some(other) = srcs.iter().copied().find(|t| !same(t)) {
         return Err(OpError::Invalid(format!(
             "sizes {first:?} and {:?} along axis {axis}",
             other.dims()
@@ -305,7 +315,50 @@ pub(crate) fn concat(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpErr
     let mut dims = first.to_vec();
     dims[axis] = srcs.iter().map(|t| t.dims()[axis]).sum();
     let how = Join { runs: srcs.iter().map(|t| product(&t.dims()[axis..])).collect() };
-    Ok(vec![moved(ctx, &srcs, dims, &how)?])
+    moved(ctx, srcs, dims, &how)
+}
+
+/// Tensors of equal sizes, joined along a new axis.
+pub(crate) fn stacked(
+    ctx: &EvalCtx<'_>,
+    srcs: &[Tensor],
+    axis: usize,
+) -> Result<Tensor, OpError> {
+    let widened = srcs.iter().map(|t| {
+        let mut dims = t.dims().to_vec();
+        dims.insert(axis, 1);
+        Ok(t.reshaped(dims)?)
+    });
+    let widened = widened.collect::<Result<Vec<_>, OpError>>()?;
+    joined(ctx, &widened.iter().collect::<Vec<_>>(), axis)
+}
+
+/// `n` entries along an axis, from `start`.
+pub(crate) fn part(
+    ctx: &EvalCtx<'_>,
+    x: &Tensor,
+    axis: usize,
+    start: usize,
+    n: usize,
+) -> Result<Tensor, OpError> {
+    let own: Vec<isize> = strides(x.dims()).iter().map(|&s| s as isize).collect();
+    let mut dims = x.dims().to_vec();
+    dims[axis] = n;
+    let offset = start * own[axis] as usize;
+    moved(ctx, &[x], dims.clone(), &View { dims, strides: own, offset })
+}
+
+/// Entry `i` along an axis, without the axis.
+pub(crate) fn entry(
+    ctx: &EvalCtx<'_>,
+    x: &Tensor,
+    axis: usize,
+    i: usize,
+) -> Result<Tensor, OpError> {
+    let one = part(ctx, x, axis, i, 1)?;
+    let mut dims = one.dims().to_vec();
+    dims.remove(axis);
+    Ok(one.reshaped(dims)?)
 }
 
 /// ONNX Split 2, 11, 13 (sizes become an input) and 18 (`num_outputs`).
@@ -315,7 +368,7 @@ pub(crate) static SPLIT: OpDef = OpDef {
     versions: &[2, 11, 13, 18],
     attrs: &["axis", "num_outputs", "split"],
     infer: infer_split,
-    eval: split,
+    eval: Eval::Tensors(split),
     role: MOVES,
 };
 
@@ -381,22 +434,13 @@ fn split(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
         None => attr::ints(ctx.node, "split")?.map(<[i64]>::to_vec),
     };
     let sizes = split_sizes(ctx.node, ctx.opset, wanted, x.dims()[axis])?;
-    let own: Vec<isize> = strides(x.dims()).iter().map(|&s| s as isize).collect();
     let mut start = 0;
-    sizes
-        .into_iter()
-        .map(|size| {
-            let mut dims = x.dims().to_vec();
-            dims[axis] = size;
-            let view = View {
-                dims: dims.clone(),
-                strides: own.clone(),
-                offset: start * own[axis] as usize,
-            };
-            start += size;
-            moved(ctx, &[x], dims, &view)
-        })
-        .collect()
+    let parts = sizes.into_iter().map(|size| {
+        let from = start;
+        start += size;
+        part(ctx, x, axis, from, size)
+    });
+    parts.collect()
 }
 
 /// ONNX Slice 1 (bounds in attributes), 10, 11 and 13.
@@ -406,7 +450,7 @@ pub(crate) static SLICE: OpDef = OpDef {
     versions: &[1, 10, 11, 13],
     attrs: &["axes", "ends", "starts"],
     infer: infer_slice,
-    eval: slice,
+    eval: Eval::Tensors(slice),
     role: MOVES,
 };
 
@@ -568,7 +612,7 @@ pub(crate) static PAD: OpDef = OpDef {
     versions: &[2, 11, 13, 18, 19, 21, 23, 24, 25],
     attrs: &["mode", "pads", "value"],
     infer: infer_pad,
-    eval: pad,
+    eval: Eval::Tensors(pad),
     // A constant other than 0 may lie outside the input's range, so the output has its own.
     role: Role::Quantized {
         inputs: &[InputRole::Activation, InputRole::Parameter],
@@ -684,7 +728,7 @@ pub(crate) static TRILU: OpDef = OpDef {
     versions: &[14],
     attrs: &["upper"],
     infer: same_as_first,
-    eval: trilu,
+    eval: Eval::Tensors(trilu),
     role: Role::Structural,
 };
 
@@ -737,7 +781,7 @@ pub(crate) static ONE_HOT: OpDef = OpDef {
         ctx.set(0, ctx.elem(2), dims);
         Ok(())
     },
-    eval: one_hot,
+    eval: Eval::Tensors(one_hot),
     role: Role::Structural,
 };
 
@@ -801,7 +845,7 @@ pub(crate) static NON_ZERO: OpDef = OpDef {
         ctx.set(0, Some(DataType::Int64), Some(vec![rank, n]));
         Ok(())
     },
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let x = args.required(0)?;
         let truth = crate::cast::cast(ctx, x.clone(), DataType::Bool)?;
         let at: Vec<usize> = (0..x.len()).filter(|&i| truth.as_bytes()[i] != 0).collect();
@@ -811,7 +855,7 @@ pub(crate) static NON_ZERO: OpDef = OpDef {
             out.extend(at.iter().map(|i| (i / stride % x.dims()[d]) as i64));
         }
         Ok(vec![Tensor::from_slice(vec![x.dims().len(), at.len()], &out)?])
-    },
+    }),
     role: Role::Structural,
 };
 
@@ -822,7 +866,7 @@ pub(crate) static REVERSE_SEQUENCE: OpDef = OpDef {
     versions: &[10, 28],
     attrs: &["batch_axis", "time_axis"],
     infer: same_as_first,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let x = args.required(0)?;
         let time = attr::size(ctx.node, "time_axis", 0)?;
         let batch = attr::size(ctx.node, "batch_axis", 1)?;
@@ -846,7 +890,7 @@ pub(crate) static REVERSE_SEQUENCE: OpDef = OpDef {
         });
         let how = Picks(picks.collect());
         Ok(vec![moved(ctx, &[x], x.dims().to_vec(), &how)?])
-    },
+    }),
     role: MOVES,
 };
 
@@ -857,7 +901,7 @@ pub(crate) static SCATTER_ELEMENTS: OpDef = OpDef {
     versions: &[11, 13, 16, 18],
     attrs: &["axis", "reduction"],
     infer: same_as_first,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         struct Scatter(Vec<usize>);
         impl Move for Scatter {
             fn run<E: Clone>(&self, srcs: &[&[E]], dst: &mut [E]) -> Result<(), OpError> {
@@ -894,7 +938,7 @@ pub(crate) static SCATTER_ELEMENTS: OpDef = OpDef {
         });
         let how = Scatter(targets.collect());
         Ok(vec![moved(ctx, &[data, updates], data.dims().to_vec(), &how)?])
-    },
+    }),
     role: crate::unary::NO_INTEGER_FORM,
 };
 
@@ -918,7 +962,7 @@ pub(crate) static RESIZE: OpDef = OpDef {
         "nearest_mode",
     ],
     infer: infer_resize,
-    eval: resize,
+    eval: Eval::Tensors(resize),
     role: MOVES,
 };
 
@@ -929,7 +973,7 @@ pub(crate) static UPSAMPLE: OpDef = OpDef {
     versions: &[7, 9],
     attrs: &["mode", "scales"],
     infer: infer_resize,
-    eval: resize,
+    eval: Eval::Tensors(resize),
     role: MOVES,
 };
 

@@ -1,6 +1,8 @@
 //! What an operator's shape rule sees, and says.
 
-use midtread_graph::{DataType, Node, Tensor};
+use std::cell::Cell;
+
+use midtread_graph::{DataType, Graph, Node, Tensor, Type, TypeKind};
 
 use crate::{eval::OpError, sym::SymDim};
 
@@ -15,7 +17,65 @@ pub struct Info {
     pub value: Option<Vec<SymDim>>,
     /// The tensor of a constant.
     pub constant: Option<Tensor>,
+    /// Of a sequence: what is known of every tensor in it. (An optional value is described as what it holds.)
+    pub element: Option<Box<Info>>,
 }
+
+impl Info {
+    /// A tensor of which type and sizes are known as far as given.
+    pub fn new(elem: Option<DataType>, dims: Option<Vec<SymDim>>) -> Self {
+        Self { elem, dims, ..Self::default() }
+    }
+
+    /// What is known of a tensor from its type and sizes alone.
+    pub fn of(tensor: &Tensor) -> Self {
+        let size = |&d: &usize| SymDim::from_dim(&midtread_graph::Dim::Known(d));
+        Self::new(Some(tensor.dtype()), Some(tensor.dims().iter().map(size).collect()))
+    }
+
+    /// What a type says of a value.
+    pub fn declared(ty: &Type) -> Self {
+        match &ty.kind {
+            TypeKind::Tensor { .. } => {
+                let dims = ty.dims().map(|dims| dims.iter().map(SymDim::from_dim).collect());
+                Self::new(ty.elem(), dims)
+            }
+            TypeKind::Sequence(element) => {
+                Self::sequence(element.as_deref().map(Self::declared).unwrap_or_default())
+            }
+            TypeKind::Optional(inner) => inner.as_deref().map(Self::declared).unwrap_or_default(),
+            _ => Self::default(),
+        }
+    }
+
+    /// A sequence of tensors like `element`.
+    pub fn sequence(element: Self) -> Self {
+        Self { element: Some(Box::new(element)), ..Self::default() }
+    }
+
+    /// What holds for both of two values.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> Self {
+        let elem = self.elem.filter(|_| self.elem == other.elem);
+        let dims = match (&self.dims, &other.dims) {
+            (Some(a), Some(b)) if a.len() == b.len() => {
+                let both = |(a, b): (&SymDim, &SymDim)| if a.same(b) { a.clone() } else { SymDim::Unknown };
+                Some(a.iter().zip(b).map(both).collect())
+            }
+            _ => None,
+        };
+        let value = self.value.clone().filter(|_| self.value == other.value);
+        let constant = self.constant.clone().filter(|_| self.constant == other.constant);
+        let element = match (&self.element, &other.element) {
+            (Some(a), Some(b)) => Some(Box::new(a.common(b))),
+            _ => None,
+        };
+        Self { elem, dims, value, constant, element }
+    }
+}
+
+/// Infers a graph in a node's attributes: what its outputs are, from what its inputs are.
+pub type InferBody<'a> = &'a dyn Fn(&Graph, Vec<Info>) -> Vec<Info>;
 
 /// A shape rule's surroundings.
 pub struct InferCtx<'a> {
@@ -25,7 +85,8 @@ pub struct InferCtx<'a> {
     pub opset: i64,
     inputs: &'a [Option<Info>],
     outputs: Vec<Info>,
-    n_fresh: &'a mut usize,
+    n_fresh: &'a Cell<usize>,
+    infer_body: Option<InferBody<'a>>,
 }
 
 impl<'a> InferCtx<'a> {
@@ -34,9 +95,24 @@ impl<'a> InferCtx<'a> {
         node: &'a Node,
         opset: i64,
         inputs: &'a [Option<Info>],
-        n_fresh: &'a mut usize,
+        n_fresh: &'a Cell<usize>,
     ) -> Self {
-        Self { node, opset, inputs, outputs: vec![Info::default(); node.outputs.len()], n_fresh }
+        Self { node, opset, inputs, outputs: vec![Info::default(); node.outputs.len()], n_fresh, infer_body: None }
+    }
+
+    /// The same, for a node with graphs.
+    #[must_use]
+    pub fn with_bodies(mut self, infer_body: InferBody<'a>) -> Self {
+        self.infer_body = Some(infer_body);
+        self
+    }
+
+    /// What the outputs of the graph in the attribute `name` are. Nothing, where nobody can tell.
+    pub fn body(&self, name: &str, inputs: Vec<Info>) -> Vec<Info> {
+        match (self.infer_body, self.node.attr(name)) {
+            (Some(infer), Some(midtread_graph::AttrValue::Graph(graph))) => infer(graph, inputs),
+            _ => Vec::new(),
+        }
     }
 
     /// Input `i`, if it is there.
@@ -97,6 +173,13 @@ impl<'a> InferCtx<'a> {
         }
     }
 
+    /// Says all there is to say of output `i`.
+    pub fn set_info(&mut self, i: usize, info: Info) {
+        if let Some(out) = self.outputs.get_mut(i) {
+            *out = info;
+        }
+    }
+
     /// Says that output `i` is this tensor, whatever the inputs.
     pub fn set_constant(&mut self, i: usize, tensor: &Tensor) {
         if let Some(out) = self.outputs.get_mut(i) {
@@ -109,8 +192,8 @@ impl<'a> InferCtx<'a> {
 
     /// A size that depends on the data (NonZero): a symbol that nothing else has.
     pub fn fresh_symbol(&mut self) -> SymDim {
-        *self.n_fresh += 1;
-        SymDim::symbol(&format!("unk__{}", *self.n_fresh))
+        self.n_fresh.set(self.n_fresh.get() + 1);
+        SymDim::symbol(&format!("unk__{}", self.n_fresh.get()))
     }
 
     /// What was said.

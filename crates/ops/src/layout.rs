@@ -5,7 +5,7 @@ use midtread_kernels::transpose::transpose;
 
 use crate::{
     attr,
-    def::{InputRole, OpDef, OutputRole, Role},
+    def::{InputRole, Eval, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::{InferCtx, normalize_axis},
     norm::same_as_first,
@@ -29,11 +29,14 @@ pub(crate) static IDENTITY: OpDef = OpDef {
     versions: &[1, 13, 14, 16, 19, 21, 23, 24, 25],
     attrs: &[],
     infer: |ctx| {
-        same_as_first(ctx)?;
-        ctx.set_value(0, ctx.value(0));
+        let info = ctx.input(0).cloned().unwrap_or_default();
+        ctx.set_info(0, info);
         Ok(())
     },
-    eval: |_, mut args| Ok(vec![args.take(0)?]),
+    eval: Eval::Data(|_, mut inputs| match inputs.first_mut().and_then(Option::take) {
+        Some(value) => Ok(vec![value]),
+        None => Err(OpError::MissingInput(0)),
+    }),
     role: MOVES,
 };
 
@@ -49,7 +52,7 @@ pub(crate) static DROPOUT: OpDef = OpDef {
         ctx.set(1, mask, ctx.dims(0).map(<[_]>::to_vec));
         Ok(())
     },
-    eval: |ctx, mut args| {
+    eval: Eval::Tensors(|ctx, mut args| {
         let x = args.take(0)?;
         if args.get(2).is_some_and(|t| t.as_bytes().iter().any(|&b| b != 0)) {
             return Err(OpError::Unsupported("`training_mode` true".to_owned()));
@@ -62,7 +65,7 @@ pub(crate) static DROPOUT: OpDef = OpDef {
         }
         let mask = crate::typed::fill_bools(ctx, x.dims().to_vec(), |m| m.fill(1))?;
         Ok(vec![x, mask])
-    },
+    }),
     role: MOVES,
 };
 
@@ -73,12 +76,12 @@ pub(crate) static RESHAPE: OpDef = OpDef {
     versions: &[5, 13, 14, 19, 21, 23, 24, 25],
     attrs: &["allowzero"],
     infer: infer_reshape,
-    eval: |ctx, mut args| {
+    eval: Eval::Tensors(|ctx, mut args| {
         let x = args.take(0)?;
         let wanted = indices(args.required(1)?)?;
         let dims = reshaped_dims(x.dims(), &wanted, attr::flag(ctx.node, "allowzero", false)?)?;
         Ok(vec![x.reshaped(dims)?])
-    },
+    }),
     role: MOVES,
 };
 
@@ -188,12 +191,12 @@ pub(crate) static FLATTEN: OpDef = OpDef {
         ctx.set(0, ctx.elem(0), dims);
         Ok(())
     },
-    eval: |ctx, mut args| {
+    eval: Eval::Tensors(|ctx, mut args| {
         let x = args.take(0)?;
         let axis = flatten_axis(ctx.node, x.dims().len())?;
         let dims = vec![product(&x.dims()[..axis]), product(&x.dims()[axis..])];
         Ok(vec![x.reshaped(dims)?])
-    },
+    }),
     role: MOVES,
 };
 
@@ -241,13 +244,13 @@ pub(crate) static SQUEEZE: OpDef = OpDef {
         }
         Ok(())
     },
-    eval: |ctx, mut args| {
+    eval: Eval::Tensors(|ctx, mut args| {
         let x = args.take(0)?;
         let axes = axes_of(ctx, &args)?;
         let dims =
             squeezed(x.dims(), axes.as_deref(), |&d| Some(d as i64))?.expect("sizes are known");
         Ok(vec![x.reshaped(dims)?])
-    },
+    }),
     role: MOVES,
 };
 
@@ -296,12 +299,12 @@ pub(crate) static UNSQUEEZE: OpDef = OpDef {
         }
         Ok(())
     },
-    eval: |ctx, mut args| {
+    eval: Eval::Tensors(|ctx, mut args| {
         let x = args.take(0)?;
         let axes = axes_of(ctx, &args)?.ok_or(OpError::MissingAttr("axes"))?;
         let dims = unsqueezed(x.dims(), &axes, 1)?;
         Ok(vec![x.reshaped(dims)?])
-    },
+    }),
     role: MOVES,
 };
 
@@ -335,11 +338,11 @@ pub(crate) static TRANSPOSE: OpDef = OpDef {
         ctx.set(0, ctx.elem(0), dims);
         Ok(())
     },
-    eval: |ctx, mut args| {
+    eval: Eval::Tensors(|ctx, mut args| {
         let x = args.take(0)?;
         let perm = permutation(ctx.node, x.dims().len())?;
         transposed(ctx, x, &perm).map(|y| vec![y])
-    },
+    }),
     role: MOVES,
 };
 
@@ -401,7 +404,7 @@ pub(crate) static EXPAND: OpDef = OpDef {
         ctx.set(0, ctx.elem(0), dims);
         Ok(())
     },
-    eval: |ctx, mut args| {
+    eval: Eval::Tensors(|ctx, mut args| {
         let x = args.take(0)?;
         let wanted: Vec<usize> = to_sizes(&indices(args.required(1)?)?)?;
         let dims = broadcast(&[x.dims(), &wanted])?;
@@ -411,7 +414,7 @@ pub(crate) static EXPAND: OpDef = OpDef {
         let view =
             View { dims: dims.clone(), strides: broadcast_strides(x.dims(), &dims), offset: 0 };
         Ok(vec![moved(ctx, &[&x], dims, &view)?])
-    },
+    }),
     role: MOVES,
 };
 
@@ -438,7 +441,7 @@ pub(crate) static TILE: OpDef = OpDef {
         ctx.set(0, ctx.elem(0), dims);
         Ok(())
     },
-    eval: |ctx, mut args| {
+    eval: Eval::Tensors(|ctx, mut args| {
         let x = args.take(0)?;
         let repeats = to_sizes(&indices(args.required(1)?)?)?;
         if repeats.len() != x.dims().len() {
@@ -452,7 +455,7 @@ pub(crate) static TILE: OpDef = OpDef {
             steps.extend([0, s as isize]);
         }
         Ok(vec![moved(ctx, &[&x], dims, &View { dims: split, strides: steps, offset: 0 })?])
-    },
+    }),
     role: MOVES,
 };
 
@@ -471,7 +474,7 @@ pub(crate) static DEPTH_TO_SPACE: OpDef = OpDef {
         ctx.set(0, ctx.elem(0), dims);
         Ok(())
     },
-    eval: |ctx, mut args| {
+    eval: Eval::Tensors(|ctx, mut args| {
         let x = args.take(0)?;
         let b = attr::size(ctx.node, "blocksize", 0)?;
         let &[n, c, h, w] = x.dims() else {
@@ -488,7 +491,7 @@ pub(crate) static DEPTH_TO_SPACE: OpDef = OpDef {
         };
         let y = transposed(ctx, x.reshaped(dims)?, &perm)?;
         Ok(vec![y.reshaped(vec![n, out_c, h * b, w * b])?])
-    },
+    }),
     role: MOVES,
 };
 
@@ -507,7 +510,7 @@ pub(crate) static SPACE_TO_DEPTH: OpDef = OpDef {
         ctx.set(0, ctx.elem(0), dims);
         Ok(())
     },
-    eval: |ctx, mut args| {
+    eval: Eval::Tensors(|ctx, mut args| {
         let x = args.take(0)?;
         let b = attr::size(ctx.node, "blocksize", 0)?;
         let &[n, c, h, w] = x.dims() else {
@@ -524,6 +527,6 @@ pub(crate) static SPACE_TO_DEPTH: OpDef = OpDef {
         };
         let y = transposed(ctx, x, &perm)?;
         Ok(vec![y.reshaped(vec![n, c * b * b, h / b, w / b])?])
-    },
+    }),
     role: MOVES,
 };

@@ -6,7 +6,7 @@ use midtread_kernels::gemm::{Bias, Epilogue, MatRef, gemm as gemm_kernel, gemm_b
 use crate::{
     attr,
     conv::Ring,
-    def::{InputRole, OpDef, OutputRole, Role},
+    def::{InputRole, Eval, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::InferCtx,
     shape::{Odometer, View, broadcast, broadcast_strides, broadcast_syms, product},
@@ -21,7 +21,7 @@ pub(crate) static MATMUL: OpDef = OpDef {
     versions: &[1, 9, 13],
     attrs: &[],
     infer: |ctx| infer_matmul(ctx, 1, ctx.elem(0)),
-    eval: |ctx, args| in_f32(ctx, args, matmul),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, matmul)),
     role: MATMUL_ROLE,
 };
 
@@ -40,7 +40,7 @@ pub(crate) static GEMM: OpDef = OpDef {
     versions: &[7, 9, 11, 13],
     attrs: &["alpha", "beta", "transA", "transB"],
     infer: infer_gemm,
-    eval: |ctx, args| in_f32(ctx, args, gemm),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, gemm)),
     role: Role::Quantized {
         inputs: &[
             InputRole::Activation,

@@ -5,7 +5,7 @@ use midtread_kernels::norm as kernel;
 
 use crate::{
     attr,
-    def::{OpDef, Role},
+    def::{Eval, OpDef, Role},
     eval::{Args, EvalCtx, OpError},
     infer::{InferCtx, normalize_axis},
     shape::product,
@@ -22,7 +22,7 @@ pub(crate) static BATCH_NORMALIZATION: OpDef = OpDef {
     versions: &[7, 9, 14, 15],
     attrs: &["epsilon", "momentum", "spatial", "training_mode"],
     infer: same_as_first,
-    eval: |ctx, args| in_f32(ctx, args, batch_norm),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, batch_norm)),
     role: Role::Float("it was not folded into a convolution before it"),
 };
 
@@ -33,7 +33,7 @@ pub(crate) static INSTANCE_NORMALIZATION: OpDef = OpDef {
     versions: &[6, 22],
     attrs: &["epsilon"],
     infer: same_as_first,
-    eval: |ctx, args| in_f32(ctx, args, instance_norm),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, instance_norm)),
     role: ROLE,
 };
 
@@ -44,7 +44,7 @@ pub(crate) static GROUP_NORMALIZATION: OpDef = OpDef {
     versions: &[21],
     attrs: &["epsilon", "num_groups", "stash_type"],
     infer: same_as_first,
-    eval: |ctx, args| in_f32(ctx, args, group_norm),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, group_norm)),
     role: ROLE,
 };
 
@@ -55,7 +55,7 @@ pub(crate) static LAYER_NORMALIZATION: OpDef = OpDef {
     versions: &[17],
     attrs: &["axis", "epsilon", "stash_type"],
     infer: infer_layer_norm,
-    eval: |ctx, args| in_f32(ctx, args, layer_norm),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, layer_norm)),
     role: ROLE,
 };
 
@@ -66,7 +66,7 @@ pub(crate) static RMS_NORMALIZATION: OpDef = OpDef {
     versions: &[23],
     attrs: &["axis", "epsilon", "stash_type"],
     infer: same_as_first,
-    eval: |ctx, args| in_f32(ctx, args, rms_norm),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, rms_norm)),
     role: ROLE,
 };
 
@@ -77,7 +77,7 @@ pub(crate) static LP_NORMALIZATION: OpDef = OpDef {
     versions: &[1, 22],
     attrs: &["axis", "p"],
     infer: same_as_first,
-    eval: |ctx, args| in_f32(ctx, args, lp_norm),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, lp_norm)),
     role: ROLE,
 };
 
@@ -88,7 +88,7 @@ pub(crate) static LRN: OpDef = OpDef {
     versions: &[1, 13],
     attrs: &["alpha", "beta", "bias", "size"],
     infer: same_as_first,
-    eval: |ctx, args| in_f32(ctx, args, lrn),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, lrn)),
     role: ROLE,
 };
 

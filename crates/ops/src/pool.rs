@@ -5,7 +5,7 @@ use midtread_kernels::pool::{self as kernel, Divisor, Pool2d, Rounding};
 
 use crate::{
     attr,
-    def::{InputRole, OpDef, OutputRole, Role},
+    def::{InputRole, Eval, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::InferCtx,
     shape::product,
@@ -38,7 +38,7 @@ pub(crate) static MAX_POOL: OpDef = OpDef {
         ctx.set(1, Some(DataType::Int64), dims);
         Ok(())
     },
-    eval: |ctx, args| in_f32(ctx, args, max_pool),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, max_pool)),
     role: SELECTS,
 };
 
@@ -61,7 +61,7 @@ pub(crate) static AVERAGE_POOL: OpDef = OpDef {
         ctx.set(0, ctx.elem(0), dims);
         Ok(())
     },
-    eval: |ctx, args| in_f32(ctx, args, average_pool),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, average_pool)),
     // ONNX Runtime's quantizer gives the output the input's parameters.
     role: SELECTS,
 };
@@ -73,13 +73,13 @@ pub(crate) static GLOBAL_AVERAGE_POOL: OpDef = OpDef {
     versions: &[1, 22],
     attrs: &[],
     infer: infer_global,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         in_f32(ctx, args, |ctx, args| {
             global(ctx, &args, kernel::global_average_pool, |plane| {
                 plane.iter().sum::<f64>() / plane.len() as f64
             })
         })
-    },
+    }),
     role: CALIBRATED,
 };
 
@@ -90,13 +90,13 @@ pub(crate) static GLOBAL_MAX_POOL: OpDef = OpDef {
     versions: &[1, 22],
     attrs: &[],
     infer: infer_global,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         in_f32(ctx, args, |ctx, args| {
             global(ctx, &args, kernel::global_max_pool, |plane| {
                 plane.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b))
             })
         })
-    },
+    }),
     role: SELECTS,
 };
 
@@ -111,7 +111,7 @@ pub(crate) static LP_POOL: OpDef = OpDef {
         ctx.set(0, ctx.elem(0), dims);
         Ok(())
     },
-    eval: |ctx, args| in_f32(ctx, args, lp_pool),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, lp_pool)),
     role: NO_INTEGER_FORM,
 };
 

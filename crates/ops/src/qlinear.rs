@@ -16,7 +16,7 @@ use midtread_num::{QParams, QRange, requant, tensor::Code};
 use crate::{
     attr,
     conv::{ConvSizes, conv_direct, infer_conv, infer_conv_of},
-    def::{OpDef, Role},
+    def::{Eval, OpDef, Role},
     eval::{Args, EvalCtx, OpError},
     gather::concat_dims,
     infer::InferCtx,
@@ -118,11 +118,11 @@ pub(crate) static MATMUL_INTEGER: OpDef = OpDef {
     versions: &[10],
     attrs: &[],
     infer: |ctx| infer_matmul(ctx, 1, Some(DataType::Int32)),
-    eval: |_, args| {
+    eval: Eval::Tensors(|_, args| {
         let (a, b) = (args.required(0)?, args.required(1)?);
         let (product, acc) = sums(a, args.get(2), b, args.get(3))?;
         Ok(vec![Tensor::from_slice(product.dims, &acc)?])
-    },
+    }),
     role: ROLE,
 };
 
@@ -176,14 +176,14 @@ pub(crate) static CONV_INTEGER: OpDef = OpDef {
     versions: &[10],
     attrs: &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],
     infer: |ctx| infer_conv(ctx, Some(DataType::Int32)),
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let (x, w) = (args.required(0)?, args.required(1)?);
         let sizes = ConvSizes::read(ctx.node, x.dims(), w.dims())?;
         let y = ctx.pool.fill::<i32>(sizes.out_dims(), |acc| {
             conv_sums(&sizes, x, args.get(2), w, args.get(3), acc)
         })?;
         Ok(vec![y])
-    },
+    }),
     role: ROLE,
 };
 
@@ -221,7 +221,7 @@ pub(crate) static QLINEAR_CONV: OpDef = OpDef {
     versions: &[10],
     attrs: &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],
     infer: |ctx| infer_conv_of(ctx, 3, ctx.elem(7)),
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let (x, w) = (args.required(0)?, args.required(3)?);
         let sizes = ConvSizes::read(ctx.node, x.dims(), w.dims())?;
         let mut acc = ctx.pool.tensor(DataType::Int32, sizes.out_dims())?;
@@ -241,7 +241,7 @@ pub(crate) static QLINEAR_CONV: OpDef = OpDef {
         let y = requantized_rows(ctx, &acc, sizes.out_dims(), plane, &multipliers, args.get(7))?;
         ctx.pool.give_back(acc);
         Ok(vec![y])
-    },
+    }),
     role: ROLE,
 };
 
@@ -314,12 +314,12 @@ pub(crate) static QLINEAR_MATMUL: OpDef = OpDef {
     versions: &[10, 21],
     attrs: &[],
     infer: |ctx| infer_matmul(ctx, 3, ctx.elem(7)),
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let (a, b) = (args.required(0)?, args.required(3)?);
         let (p, acc) = sums(a, args.get(2), b, args.get(5))?;
         let multipliers = multipliers(&args, 1, 4, 6, p.n)?;
         Ok(vec![requantized_columns(ctx, &acc, p.dims, &multipliers, args.get(7))?])
-    },
+    }),
     role: ROLE,
 };
 
@@ -339,7 +339,7 @@ pub(crate) static QLINEAR_ADD: OpDef = OpDef {
     versions: &[1],
     attrs: &[],
     infer: infer_broadcast_pair,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let (a, b) = (args.required(0)?, args.required(3)?);
         let dtype = a.dtype();
         let range = code_range(dtype).ok_or_else(|| unsupported_type(dtype))?;
@@ -358,7 +358,7 @@ pub(crate) static QLINEAR_ADD: OpDef = OpDef {
             })?;
             Ok(vec![y])
         })
-    },
+    }),
     role: ROLE,
 };
 
@@ -369,7 +369,7 @@ pub(crate) static QLINEAR_MUL: OpDef = OpDef {
     versions: &[1],
     attrs: &[],
     infer: infer_broadcast_pair,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let (a, b) = (args.required(0)?, args.required(3)?);
         let dtype = a.dtype();
         let range = code_range(dtype).ok_or_else(|| unsupported_type(dtype))?;
@@ -390,7 +390,7 @@ pub(crate) static QLINEAR_MUL: OpDef = OpDef {
             })?;
             Ok(vec![y])
         })
-    },
+    }),
     role: ROLE,
 };
 
@@ -408,7 +408,7 @@ pub(crate) static QLINEAR_WHERE: OpDef = OpDef {
         ctx.set(0, ctx.elem(1), dims);
         Ok(())
     },
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let (condition, x, y) = (args.required(0)?, args.required(1)?, args.required(4)?);
         let dtype = x.dtype();
         let range = code_range(dtype).ok_or_else(|| unsupported_type(dtype))?;
@@ -423,7 +423,7 @@ pub(crate) static QLINEAR_WHERE: OpDef = OpDef {
         };
         let (x, y) = (moved(x, px)?, moved(y, py)?);
         crate::binary::select(ctx, Args(vec![Some(condition.clone()), Some(x), Some(y)]))
-    },
+    }),
     role: ROLE,
 };
 
@@ -459,7 +459,7 @@ pub(crate) static QLINEAR_SIGMOID: OpDef = OpDef {
     versions: &[1],
     attrs: &[],
     infer: same_as_first,
-    eval: |ctx, args| by_table(ctx, &args, |x| 1.0 / (1.0 + (-x).exp())),
+    eval: Eval::Tensors(|ctx, args| by_table(ctx, &args, |x| 1.0 / (1.0 + (-x).exp()))),
     role: ROLE,
 };
 
@@ -470,10 +470,10 @@ pub(crate) static QLINEAR_LEAKY_RELU: OpDef = OpDef {
     versions: &[1],
     attrs: &["alpha"],
     infer: same_as_first,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let alpha = attr::float(ctx.node, "alpha", 0.01)?;
         by_table(ctx, &args, |x| if x < 0.0 { alpha * x } else { x })
-    },
+    }),
     role: ROLE,
 };
 
@@ -493,7 +493,7 @@ pub(crate) static QLINEAR_CONCAT: OpDef = OpDef {
         ctx.set(0, ctx.elem(2), dims);
         Ok(())
     },
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let dtype = code_type(args.get(1));
         let range = code_range(dtype).ok_or_else(|| unsupported_type(dtype))?;
         let py = activation(ctx, &args, 0, dtype)?;
@@ -506,7 +506,7 @@ pub(crate) static QLINEAR_CONCAT: OpDef = OpDef {
         });
         let parts = parts.map(|p| p.map(Some)).collect::<Result<Vec<_>, OpError>>()?;
         crate::gather::concat(ctx, Args(parts))
-    },
+    }),
     role: ROLE,
 };
 
@@ -525,7 +525,7 @@ pub(crate) static QLINEAR_GLOBAL_AVERAGE_POOL: OpDef = OpDef {
     versions: &[1],
     attrs: &["channels_last"],
     infer: infer_global,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         refuse_channels_last(ctx.node)?;
         let x = args.required(0)?;
         let (px, py) =
@@ -545,7 +545,7 @@ pub(crate) static QLINEAR_GLOBAL_AVERAGE_POOL: OpDef = OpDef {
             )
         })?;
         Ok(vec![y])
-    },
+    }),
     role: ROLE,
 };
 
@@ -569,7 +569,7 @@ pub(crate) static QLINEAR_AVERAGE_POOL: OpDef = OpDef {
         ctx.set(0, ctx.elem(0), dims);
         Ok(())
     },
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         refuse_channels_last(ctx.node)?;
         let x = args.required(0)?;
         let (px, py) =
@@ -595,7 +595,7 @@ pub(crate) static QLINEAR_AVERAGE_POOL: OpDef = OpDef {
             (steps + py.zero_point() as f32).round_ties_even().max(lo).min(hi) as i32
         })?;
         Ok(vec![y])
-    },
+    }),
     role: ROLE,
 };
 
@@ -607,7 +607,7 @@ pub(crate) static QLINEAR_SOFTMAX: OpDef = OpDef {
     versions: &[1],
     attrs: &["axis", "opset"],
     infer: same_as_first,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let x = args.required(0)?;
         let (px, py) =
             (activation(ctx, &args, 1, x.dtype())?, activation(ctx, &args, 3, x.dtype())?);
@@ -634,7 +634,7 @@ pub(crate) static QLINEAR_SOFTMAX: OpDef = OpDef {
             }
         }
         Ok(vec![fill_codes(ctx, x.dtype(), x.dims().to_vec(), |i| out[i])?])
-    },
+    }),
     role: ROLE,
 };
 
@@ -654,7 +654,7 @@ pub(crate) static QGEMM: OpDef = OpDef {
         ctx.set(0, elem, Some(dims));
         Ok(())
     },
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let alpha = attr::float(ctx.node, "alpha", 1.0)?;
         let turned = |i: usize, name: &'static str| -> Result<Tensor, OpError> {
             let x = args.required(i)?;
@@ -696,7 +696,7 @@ pub(crate) static QGEMM: OpDef = OpDef {
         let sy = scale(&args, 7)?;
         let multipliers: Vec<f32> = sb.iter().map(|&sb| requant::multiplier(sa, sb, sy)).collect();
         Ok(vec![requantized_columns(ctx, &acc, p.dims, &multipliers, args.get(8))?])
-    },
+    }),
     role: ROLE,
 };
 
@@ -721,7 +721,7 @@ pub(crate) static DYNAMIC_QUANTIZE_MATMUL: OpDef = OpDef {
     versions: &[1],
     attrs: &[],
     infer: |ctx| infer_matmul(ctx, 1, Some(DataType::Float)),
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let x = args.required(0)?;
         let src = elements::<f32>(x)?;
         let px = dynamic_params(&src)?;
@@ -744,7 +744,7 @@ pub(crate) static DYNAMIC_QUANTIZE_MATMUL: OpDef = OpDef {
             args.required(2)?,
             args.get(4),
         )
-    },
+    }),
     role: ROLE,
 };
 
@@ -755,7 +755,7 @@ pub(crate) static MATMUL_INTEGER_TO_FLOAT: OpDef = OpDef {
     versions: &[1],
     attrs: &[],
     infer: |ctx| infer_matmul(ctx, 1, Some(DataType::Float)),
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let (a, b) = (args.required(0)?, args.required(1)?);
         to_float(
             ctx,
@@ -767,7 +767,7 @@ pub(crate) static MATMUL_INTEGER_TO_FLOAT: OpDef = OpDef {
             args.required(3)?,
             args.get(6),
         )
-    },
+    }),
     role: ROLE,
 };
 
@@ -810,7 +810,7 @@ pub(crate) static FUSED_MATMUL: OpDef = OpDef {
         }
         infer_matmul(ctx, 1, ctx.elem(0))
     },
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         crate::typed::in_f32(ctx, args, |ctx, args| {
             for name in ["transBatchA", "transBatchB"] {
                 if attr::flag(ctx.node, name, false)? {
@@ -830,7 +830,7 @@ pub(crate) static FUSED_MATMUL: OpDef = OpDef {
             let (a, b) = (turned(0, "transA")?, turned(1, "transB")?);
             crate::matmul::product_f32(ctx, &a, &b, attr::float(ctx.node, "alpha", 1.0)?)
         })
-    },
+    }),
     role: ROLE,
 };
 
@@ -848,7 +848,7 @@ pub(crate) static MATMUL_N_BITS: OpDef = OpDef {
         ctx.set(0, ctx.elem(0), dims);
         Ok(())
     },
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         crate::typed::in_f32(ctx, args, |ctx, args| {
             let (k, n) = (attr::size(ctx.node, "K", 0)?, attr::size(ctx.node, "N", 0)?);
             let bits = attr::size(ctx.node, "bits", 4)?;
@@ -909,6 +909,6 @@ pub(crate) static MATMUL_N_BITS: OpDef = OpDef {
                 None => Ok(vec![y]),
             }
         })
-    },
+    }),
     role: ROLE,
 };

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use crate::{
     attr,
-    def::{OpDef, Role},
+    def::{Eval, OpDef, Role},
     eval::{Args, EvalCtx, OpError},
     infer::{InferCtx, normalize_axis},
     typed::{elements, narrowed, unsupported_type, widened},
@@ -27,7 +27,7 @@ pub(crate) static QUANTIZE_LINEAR: OpDef = OpDef {
     versions: &[10, 13, 19, 21, 23, 24, 25, 28],
     attrs: &["axis", "block_size", "output_dtype", "precision", "saturate"],
     infer: |ctx| infer_quantize(ctx),
-    eval: quantize_linear,
+    eval: Eval::Tensors(quantize_linear),
     role: Role::Structural,
 };
 
@@ -38,7 +38,7 @@ pub(crate) static DEQUANTIZE_LINEAR: OpDef = OpDef {
     versions: &[10, 13, 19, 21, 23, 24, 25, 28],
     attrs: &["axis", "block_size", "output_dtype"],
     infer: |ctx| infer_dequantize(ctx),
-    eval: dequantize_linear,
+    eval: Eval::Tensors(dequantize_linear),
     role: Role::Structural,
 };
 
@@ -49,7 +49,7 @@ pub(crate) static MS_QUANTIZE_LINEAR: OpDef = OpDef {
     versions: &[1],
     attrs: &["axis"],
     infer: |ctx| infer_quantize(ctx),
-    eval: quantize_linear,
+    eval: Eval::Tensors(quantize_linear),
     role: Role::Structural,
 };
 
@@ -60,7 +60,7 @@ pub(crate) static MS_DEQUANTIZE_LINEAR: OpDef = OpDef {
     versions: &[1],
     attrs: &["axis"],
     infer: |ctx| infer_dequantize(ctx),
-    eval: dequantize_linear,
+    eval: Eval::Tensors(dequantize_linear),
     role: Role::Structural,
 };
 
@@ -76,14 +76,14 @@ pub(crate) static DYNAMIC_QUANTIZE_LINEAR: OpDef = OpDef {
         ctx.set(2, Some(DataType::Uint8), Some(Vec::new()));
         Ok(())
     },
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let x = args.required(0)?;
         let src = elements::<f32>(x)?;
         let params = dynamic_params(&src)?;
         let codes =
             quantized(ctx, &src, x.dims(), Granularity::PerTensor, &[params], DataType::Uint8)?;
         Ok(vec![codes, Tensor::scalar(params.scale()), Tensor::scalar(params.zero_point() as u8)])
-    },
+    }),
     role: Role::Structural,
 };
 

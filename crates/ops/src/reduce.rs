@@ -5,7 +5,7 @@ use midtread_kernels::norm::{ReduceOp, reduce as reduce_kernel};
 
 use crate::{
     attr,
-    def::{InputRole, OpDef, OutputRole, Role},
+    def::{InputRole, Eval, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::{InferCtx, normalize_axis},
     layout::{infer_axes, transposed},
@@ -165,13 +165,13 @@ macro_rules! reduce {
             versions: &$versions,
             attrs: &["axes", "keepdims", "noop_with_empty_axes"],
             infer: infer_reduce,
-            eval: |ctx, args| {
+            eval: Eval::Tensors(|ctx, args| {
                 in_bytes(ctx, args, $op, |ctx, args| {
                     by_type!(args.required(0)?.dtype(), T in [$($rust),*] => {
                         reduce::<T>(ctx, &args, ReduceOp::$kernel, $f)
                     })
                 })
-            },
+            }),
             role: NO_INTEGER_FORM,
         };
     };
@@ -248,7 +248,7 @@ pub(crate) static ARG_MAX: OpDef = OpDef {
     versions: &[1, 11, 12, 13],
     attrs: &["axis", "keepdims", "select_last_index"],
     infer: infer_arg,
-    eval: |ctx, args| in_f32(ctx, args, |ctx, args| arg(ctx, &args, false)),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, |ctx, args| arg(ctx, &args, false))),
     role: ARG,
 };
 
@@ -259,7 +259,7 @@ pub(crate) static ARG_MIN: OpDef = OpDef {
     versions: &[1, 11, 12, 13],
     attrs: &["axis", "keepdims", "select_last_index"],
     infer: infer_arg,
-    eval: |ctx, args| in_f32(ctx, args, |ctx, args| arg(ctx, &args, true)),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, |ctx, args| arg(ctx, &args, true))),
     role: NO_INTEGER_FORM,
 };
 
@@ -333,7 +333,7 @@ pub(crate) static TOP_K: OpDef = OpDef {
         ctx.set(1, Some(DataType::Int64), dims);
         Ok(())
     },
-    eval: |ctx, args| in_f32(ctx, args, top_k),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, top_k)),
     role: Role::Quantized {
         inputs: &[InputRole::Activation, InputRole::Parameter],
         output: OutputRole::SameAs(0),
@@ -389,7 +389,7 @@ pub(crate) static CUM_SUM: OpDef = OpDef {
     versions: &[11, 14],
     attrs: &["exclusive", "reverse"],
     infer: same_as_first,
-    eval: |ctx, args| in_f32(ctx, args, cum_sum),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, cum_sum)),
     role: Role::Quantized {
         inputs: &[InputRole::Activation, InputRole::Parameter],
         output: OutputRole::Calibrated,

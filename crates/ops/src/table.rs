@@ -3,8 +3,7 @@
 use midtread_graph::model::canonical_domain;
 
 use crate::{
-    binary, cast, constant, conv, def::OpDef, gather, layout, matmul, norm, pool, qlinear,
-    quantize, reduce, softmax, unary,
+    def::OpDef, binary, cast, constant, control, conv, gather, layout, matmul, norm, pool, qlinear, quantize, reduce, sequence, softmax, unary,
 };
 
 /// Sorted by domain and name. `docs/reference/operators.md` is generated from this list.
@@ -28,6 +27,7 @@ pub static OPS: &[&OpDef] = &[
     &unary::CELU,
     &unary::CLIP,
     &gather::CONCAT,
+    &sequence::CONCAT_FROM_SEQUENCE,
     &constant::CONSTANT,
     &constant::CONSTANT_OF_SHAPE,
     &conv::CONV,
@@ -62,6 +62,7 @@ pub static OPS: &[&OpDef] = &[
     &unary::HARD_SWISH,
     &softmax::HARDMAX,
     &layout::IDENTITY,
+    &control::IF,
     &norm::INSTANCE_NORMALIZATION,
     &unary::IS_INF,
     &unary::IS_NAN,
@@ -72,6 +73,7 @@ pub static OPS: &[&OpDef] = &[
     &binary::LESS_OR_EQUAL,
     &unary::LOG,
     &softmax::LOG_SOFTMAX,
+    &control::LOOP,
     &norm::LP_NORMALIZATION,
     &pool::LP_POOL,
     &matmul::MATMUL,
@@ -87,6 +89,9 @@ pub static OPS: &[&OpDef] = &[
     &gather::NON_ZERO,
     &unary::NOT,
     &gather::ONE_HOT,
+    &sequence::OPTIONAL,
+    &sequence::OPTIONAL_GET_ELEMENT,
+    &sequence::OPTIONAL_HAS_ELEMENT,
     &binary::OR,
     &binary::PRELU,
     &gather::PAD,
@@ -112,8 +117,16 @@ pub static OPS: &[&OpDef] = &[
     &gather::RESIZE,
     &gather::REVERSE_SEQUENCE,
     &unary::ROUND,
+    &control::SCAN,
     &gather::SCATTER_ELEMENTS,
     &unary::SELU,
+    &sequence::SEQUENCE_AT,
+    &sequence::SEQUENCE_CONSTRUCT,
+    &sequence::SEQUENCE_EMPTY,
+    &sequence::SEQUENCE_ERASE,
+    &sequence::SEQUENCE_INSERT,
+    &sequence::SEQUENCE_LENGTH,
+    &sequence::SEQUENCE_MAP,
     &constant::SHAPE,
     &unary::SHRINK,
     &unary::SIGMOID,
@@ -127,6 +140,7 @@ pub static OPS: &[&OpDef] = &[
     &unary::SOFTSIGN,
     &layout::SPACE_TO_DEPTH,
     &gather::SPLIT,
+    &sequence::SPLIT_TO_SEQUENCE,
     &unary::SQRT,
     &layout::SQUEEZE,
     &binary::SUB,

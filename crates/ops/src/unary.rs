@@ -7,7 +7,7 @@ use midtread_kernels::elementwise::{UnaryOp, unary as unary_kernel, unary_in_pla
 
 use crate::{
     attr,
-    def::{InputRole, OpDef, OutputRole, Role},
+    def::{InputRole, Eval, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::InferCtx,
     norm::same_as_first,
@@ -76,7 +76,7 @@ macro_rules! unary {
             versions: &$versions,
             attrs: &[$($attr),*],
             infer: same_as_first,
-            eval: |ctx, args| {
+            eval: Eval::Tensors(|ctx, args| {
                 in_f32(ctx, args, |ctx, mut args| {
                     let x = args.take(0)?;
                     let $node = ctx.node;
@@ -90,7 +90,7 @@ macro_rules! unary {
                         Ok(vec![map::<$t>(ctx, x, |$x: $t| $body)?])
                     })
                 })
-            },
+            }),
             role: $role,
         };
     };
@@ -103,7 +103,7 @@ macro_rules! unary {
             versions: &$versions,
             attrs: &[],
             infer: same_as_first,
-            eval: |ctx, args| {
+            eval: Eval::Tensors(|ctx, args| {
                 in_f32(ctx, args, |ctx, mut args| {
                     let x = args.take(0)?;
                     if x.dtype() == DataType::Float {
@@ -113,7 +113,7 @@ macro_rules! unary {
                         Ok(vec![map::<$t>(ctx, x, |$x: $t| $body)?])
                     })
                 })
-            },
+            }),
             role: $role,
         };
     };
@@ -126,7 +126,7 @@ macro_rules! unary {
             versions: &$versions,
             attrs: &[$($attr),*],
             infer: same_as_first,
-            eval: |ctx, args| {
+            eval: Eval::Tensors(|ctx, args| {
                 in_f32(ctx, args, |ctx, mut args| {
                     let x = args.take(0)?;
                     by_type!(x.dtype(), $t in [$($rust),*] => {
@@ -135,7 +135,7 @@ macro_rules! unary {
                         Ok(vec![map::<$t>(ctx, x, |$x: $t| $body)?])
                     })
                 })
-            },
+            }),
             role: $role,
         };
     };
@@ -148,14 +148,14 @@ macro_rules! unary {
             versions: &$versions,
             attrs: &[],
             infer: same_as_first,
-            eval: |ctx, args| {
+            eval: Eval::Tensors(|ctx, args| {
                 in_f32(ctx, args, |ctx, mut args| {
                     let x = args.take(0)?;
                     by_type!(x.dtype(), $t in [$($rust),*] => {
                         Ok(vec![map::<$t>(ctx, x, |$x: $t| $body)?])
                     })
                 })
-            },
+            }),
             role: $role,
         };
     };
@@ -421,7 +421,7 @@ pub(crate) static RELU: OpDef = OpDef {
     versions: &[6, 13, 14],
     attrs: &[],
     infer: same_as_first,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         in_f32(ctx, args, |ctx, mut args| {
             let x = args.take(0)?;
             if x.dtype() == DataType::Float {
@@ -433,7 +433,7 @@ pub(crate) static RELU: OpDef = OpDef {
                 Ok(vec![map::<T>(ctx, x, |x| if x < zero { zero } else { x })?])
             })
         })
-    },
+    }),
     role: Role::Clamp { bounds: |_, _| Some((0.0, f32::INFINITY)) },
 };
 
@@ -444,7 +444,7 @@ pub(crate) static CLIP: OpDef = OpDef {
     versions: &[6, 11, 12, 13],
     attrs: &["max", "min"],
     infer: same_as_first,
-    eval: |ctx, args| in_f32(ctx, args, clip),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, clip)),
     role: Role::Clamp { bounds: clip_bounds },
 };
 
@@ -501,7 +501,7 @@ pub(crate) static GELU: OpDef = OpDef {
     versions: &[20],
     attrs: &["approximate"],
     infer: same_as_first,
-    eval: |ctx, args| in_f32(ctx, args, gelu),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, gelu)),
     role: NO_INTEGER_FORM,
 };
 
@@ -512,7 +512,7 @@ pub(crate) static MS_GELU: OpDef = OpDef {
     versions: &[1],
     attrs: &[],
     infer: same_as_first,
-    eval: |ctx, args| in_f32(ctx, args, gelu),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, gelu)),
     role: NO_INTEGER_FORM,
 };
 
@@ -542,7 +542,7 @@ pub(crate) static NOT: OpDef = OpDef {
     versions: &[1],
     attrs: &[],
     infer: same_as_first,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let x = args.required(0)?;
         let src = bools(x)?;
         let y = fill_bools(ctx, x.dims().to_vec(), |dst| {
@@ -551,7 +551,7 @@ pub(crate) static NOT: OpDef = OpDef {
             }
         })?;
         Ok(vec![y])
-    },
+    }),
     role: Role::Structural,
 };
 
@@ -562,7 +562,7 @@ pub(crate) static IS_NAN: OpDef = OpDef {
     versions: &[9, 13, 20],
     attrs: &[],
     infer: infer_bool,
-    eval: |ctx, args| in_f32(ctx, args, |ctx, args| test_float(ctx, &args, |x| x.is_nan())),
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, |ctx, args| test_float(ctx, &args, |x| x.is_nan()))),
     role: Role::Structural,
 };
 
@@ -573,7 +573,7 @@ pub(crate) static IS_INF: OpDef = OpDef {
     versions: &[10, 20],
     attrs: &["detect_negative", "detect_positive"],
     infer: infer_bool,
-    eval: |ctx, args| {
+    eval: Eval::Tensors(|ctx, args| {
         let positive = attr::flag(ctx.node, "detect_positive", true)?;
         let negative = attr::flag(ctx.node, "detect_negative", true)?;
         in_f32(ctx, args, |ctx, args| {
@@ -581,7 +581,7 @@ pub(crate) static IS_INF: OpDef = OpDef {
                 x == f64::INFINITY && positive || x == f64::NEG_INFINITY && negative
             })
         })
-    },
+    }),
     role: Role::Structural,
 };
 

@@ -90,7 +90,7 @@ fn run(
     }
     let pool = Pool::default();
     let op = find(domain, op_type).unwrap();
-    (op.eval)(&EvalCtx { node: &node, opset, pool: &pool }, Args(inputs))
+    op.evaluate_tensors(&EvalCtx { node: &node, opset, pool: &pool }, Args(inputs))
 }
 
 fn f32s(value: &Value) -> Tensor {

@@ -4,8 +4,10 @@
 //! integers is stored that way on purpose), and what would make the constants larger by more than
 //! [`crate::PrepareOptions::max_growth`] in total.
 
+use std::cell::Cell;
+
 use midtread_graph::{Graph, Model, Node, Rewrite, Tensor, model::opset_of};
-use midtread_ops::{Args, EvalCtx, InferCtx, Info, OpDef, OpError, Pool, SymDim};
+use midtread_ops::{Args, EvalCtx, InferCtx, Info, OpDef, OpError, Pool};
 
 use crate::{
     error::Error,
@@ -114,7 +116,7 @@ fn fold(
     }
     pool.set_max_tensor(allowed);
     let args = Args(constants.into_iter().map(|c| c.map(|c| c.to_aligned())).collect());
-    let outputs = match (def.eval)(&EvalCtx { node, opset, pool }, args) {
+    let outputs = match def.evaluate_tensors(&EvalCtx { node, opset, pool }, args) {
         Ok(outputs) => outputs,
         Err(OpError::Memory { needed }) => return too_large(needed),
         Err(err) => return Err(Some(err.to_string())),
@@ -148,21 +150,10 @@ fn inferred_bytes(
     opset: i64,
     constants: &[Option<Tensor>],
 ) -> Option<usize> {
-    let info = |tensor: &Tensor| Info {
-        elem: Some(tensor.dtype()),
-        dims: Some(
-            tensor
-                .dims()
-                .iter()
-                .map(|&d| SymDim::from_dim(&midtread_graph::Dim::Known(d)))
-                .collect(),
-        ),
-        value: None,
-        constant: Some(tensor.clone()),
-    };
+    let info = |t: &Tensor| Info { constant: Some(t.clone()), ..Info::of(t) };
     let inputs: Vec<Option<Info>> = constants.iter().map(|c| c.as_ref().map(info)).collect();
-    let mut n_fresh = 0;
-    let mut ctx = InferCtx::new(node, opset, &inputs, &mut n_fresh);
+    let n_fresh = Cell::new(0);
+    let mut ctx = InferCtx::new(node, opset, &inputs, &n_fresh);
     (def.infer)(&mut ctx).ok()?;
     ctx.into_outputs().iter().try_fold(0_usize, |sum, output| {
         let dims: Vec<usize> = output

@@ -4,9 +4,12 @@
 //! computed with (`Shape`, `Gather`, `Concat`, ...) are followed too. What a file says of a value is used where the
 //! rules leave something open, and reported where they contradict it.
 
-use std::collections::BTreeMap;
+use std::{cell::Cell, collections::BTreeMap};
 
-use midtread_graph::{Dim, Graph, Model, Node, Type, TypeKind, ValueId, model::opset_of};
+use midtread_graph::{
+    Dim, Graph, Model, Node, Type, TypeKind, ValueId,
+    model::{canonical_domain, opset_of},
+};
 use midtread_ops::{InferCtx, Info, SymDim};
 
 use crate::{
@@ -48,79 +51,119 @@ pub struct Inference {
 
 /// Applies the shape rules of all nodes, in their order, which must be topological.
 ///
-/// Nodes whose operator is not in the table, and those with subgraphs, give what the file says of their outputs.
+/// Graphs in attributes are inferred with what is known around them. Nodes whose operator is not in the table, and calls
+/// of functions, give what the file says of their outputs.
 pub fn infer(model: &Model) -> Inference {
-    let graph = &model.graph;
-    let mut is_output = vec![false; graph.values().len()];
-    graph.outputs.iter().for_each(|id| is_output[id.idx()] = true);
-    let mut is_input = vec![false; graph.values().len()];
-    graph.inputs.iter().for_each(|id| is_input[id.idx()] = true);
+    Scope { model, n_fresh: &Cell::new(0), outer: None }.infer(&model.graph, None)
+}
 
-    let mut result =
-        Inference { infos: vec![Info::default(); graph.values().len()], ..Inference::default() };
-    for id in graph.inputs.iter().chain(&graph.initializers) {
-        let value = graph.value(*id);
-        let info = &mut result.infos[id.idx()];
-        match &value.constant {
-            Some(tensor) if !is_input[id.idx()] => {
-                info.elem = Some(tensor.dtype());
-                info.dims = Some(tensor.dims().iter().map(|&d| known(d)).collect());
-                info.constant = Some(tensor.clone());
+/// One graph among those that enclose it.
+struct Scope<'a> {
+    model: &'a Model,
+    /// Counts the symbols made so far in the whole model.
+    n_fresh: &'a Cell<usize>,
+    /// The graph around this one, as far as it is inferred, and its scope.
+    outer: Option<(&'a Scope<'a>, &'a Graph, &'a [Info])>,
+}
+
+impl Scope<'_> {
+    /// What a name means in the graphs around.
+    fn captured(&self, name: &str) -> Info {
+        let mut outer = self.outer;
+        while let Some((scope, graph, infos)) = outer {
+            match graph.find(name).map(|id| &infos[id.idx()]) {
+                Some(info) if *info != Info::default() => return info.clone(),
+                _ => outer = scope.outer,
             }
-            _ => (info.elem, info.dims) = declared(value.ty.as_ref()),
         }
+        Info::default()
     }
 
-    let mut n_fresh = 0;
-    for node in &graph.nodes {
-        let inputs: Vec<Option<Info>> =
-            node.inputs.iter().map(|id| Some(result.infos[(*id)?.idx()].clone())).collect();
-        let outputs = match infer_node(model, node, &inputs, &mut n_fresh) {
-            Ok(outputs) => outputs,
-            Err(because) => {
-                result.refusals.push((graph.label(node).to_owned(), because));
-                Vec::new()
+    /// Of a body, `given` is what its inputs are, over what it says itself.
+    fn infer(&self, graph: &Graph, given: Option<Vec<Info>>) -> Inference {
+        let mut is_output = vec![false; graph.values().len()];
+        graph.outputs.iter().for_each(|id| is_output[id.idx()] = true);
+        let mut is_input = vec![false; graph.values().len()];
+        graph.inputs.iter().for_each(|id| is_input[id.idx()] = true);
+
+        let mut result =
+            Inference { infos: vec![Info::default(); graph.values().len()], ..Inference::default() };
+        if self.outer.is_some() {
+            let own = graph.owned();
+            for id in graph.value_ids().filter(|id| !own[id.idx()]) {
+                result.infos[id.idx()] = self.captured(graph.value_name(id));
             }
+        }
+        for id in graph.inputs.iter().chain(&graph.initializers) {
+            let value = graph.value(*id);
+            let info = &mut result.infos[id.idx()];
+            *info = match &value.constant {
+                Some(tensor) if !is_input[id.idx()] => {
+                    Info { constant: Some(tensor.clone()), ..Info::of(tensor) }
+                }
+                _ => value.ty.as_ref().map(Info::declared).unwrap_or_default(),
+            };
+        }
+        for (id, info) in graph.inputs.iter().zip(given.into_iter().flatten()) {
+            let ty = graph.value(*id).ty.as_ref();
+            result.infos[id.idx()] = merge(info, ty, false).0;
+        }
+
+        for node in &graph.nodes {
+            let inputs: Vec<Option<Info>> =
+                node.inputs.iter().map(|id| Some(result.infos[(*id)?.idx()].clone())).collect();
+            let outputs = match self.infer_node(graph, &result.infos, node, &inputs) {
+                Ok(outputs) => outputs,
+                Err(because) => {
+                    result.refusals.push((graph.label(node).to_owned(), because));
+                    Vec::new()
+                }
+            };
+            let mut outputs = outputs.into_iter();
+            for id in &node.outputs {
+                let inferred = outputs.next().unwrap_or_default();
+                let Some(id) = *id else { continue };
+                let (info, contradiction) =
+                    merge(inferred, graph.value(id).ty.as_ref(), is_output[id.idx()]);
+                result.contradictions.extend(contradiction.map(|text| (id, text)));
+                result.infos[id.idx()] = info;
+            }
+        }
+        result
+    }
+
+    fn infer_node(
+        &self,
+        graph: &Graph,
+        infos: &[Info],
+        node: &Node,
+        inputs: &[Option<Info>],
+    ) -> Result<Vec<Info>, String> {
+        let key = (canonical_domain(&node.domain), &node.op_type, &node.overload);
+        let function = self
+            .model
+            .functions
+            .iter()
+            .find(|f| (canonical_domain(&f.domain), &f.name, &f.overload) == key);
+        let (def, opset) = match (
+            midtread_ops::find(&node.domain, &node.op_type),
+            opset_of(&self.model.opset_imports, &node.domain),
+        ) {
+            _ if function.is_some() => return Ok(Vec::new()),
+            (Some(def), Some(opset)) if def.versions.first().is_none_or(|&v| v <= opset) => {
+                (def, opset)
+            }
+            _ => return Ok(Vec::new()),
         };
-        let mut outputs = outputs.into_iter();
-        for id in &node.outputs {
-            let inferred = outputs.next().unwrap_or_default();
-            let Some(id) = *id else { continue };
-            let (info, contradiction) =
-                merge(inferred, graph.value(id).ty.as_ref(), is_output[id.idx()]);
-            result.contradictions.extend(contradiction.map(|text| (id, text)));
-            result.infos[id.idx()] = info;
-        }
+        let body = |body: &Graph, given: Vec<Info>| {
+            let scope = Scope { outer: Some((self, graph, infos)), ..*self };
+            let inference = scope.infer(body, Some(given));
+            body.outputs.iter().map(|id| inference.infos[id.idx()].clone()).collect()
+        };
+        let mut ctx = InferCtx::new(node, opset, inputs, self.n_fresh).with_bodies(&body);
+        (def.infer)(&mut ctx).map_err(|err| err.to_string())?;
+        Ok(ctx.into_outputs())
     }
-    result
-}
-
-fn known(size: usize) -> SymDim {
-    SymDim::from_dim(&Dim::Known(size))
-}
-
-fn declared(ty: Option<&Type>) -> (Option<midtread_graph::DataType>, Option<Vec<SymDim>>) {
-    let dims = ty.and_then(Type::dims).map(|dims| dims.iter().map(SymDim::from_dim).collect());
-    (ty.and_then(Type::elem), dims)
-}
-
-fn infer_node(
-    model: &Model,
-    node: &Node,
-    inputs: &[Option<Info>],
-    n_fresh: &mut usize,
-) -> Result<Vec<Info>, String> {
-    if node.subgraphs().next().is_some() {
-        return Ok(Vec::new());
-    }
-    let Some(def) = midtread_ops::find(&node.domain, &node.op_type) else { return Ok(Vec::new()) };
-    let Some(opset) = opset_of(&model.opset_imports, &node.domain) else { return Ok(Vec::new()) };
-    if def.versions.first().is_some_and(|&oldest| opset < oldest) {
-        return Ok(Vec::new());
-    }
-    let mut ctx = InferCtx::new(node, opset, inputs, n_fresh);
-    (def.infer)(&mut ctx).map_err(|err| err.to_string())?;
-    Ok(ctx.into_outputs())
 }
 
 /// What is known of a value, from its node's rule and from what the file says; and whether these contradict.
@@ -129,8 +172,9 @@ fn infer_node(
 /// (a name of an output's size stays as long as no number is known). Where they contradict, the rule is believed:
 /// it follows from the inputs, while the file's remark may have been made before somebody changed them.
 fn merge(inferred: Info, ty: Option<&Type>, is_output: bool) -> (Info, Option<String>) {
-    let (elem, dims) = declared(ty);
+    let Info { elem, dims, element, .. } = ty.map(Info::declared).unwrap_or_default();
     let mut info = inferred;
+    info.element = info.element.or(element);
     let mut contradiction = None;
     match (info.elem, elem) {
         (Some(a), Some(b)) if a != b => {
