@@ -6,7 +6,7 @@ use std::{
 };
 
 use midtread_graph::{DataType, Graph, Links, Node, ValueId, model::opset_of};
-use midtread_ops::{Followers, OpDef, constant_value};
+use midtread_ops::{Eval, Followers, OpDef, constant_value};
 
 use crate::{
     body::{Body, captured},
@@ -175,6 +175,9 @@ fn resolve(
     let oldest = def.versions.first().copied().unwrap_or(1);
     if version < oldest {
         return Err(Error::OldOpset { node: label(), op_type, version, oldest });
+    }
+    if node.subgraphs().next().is_some() && !matches!(def.eval, Eval::Bodies(_)) {
+        return Err(Error::Unsupported { node: label(), op_type, what: "a subgraph".to_owned() });
     }
     Ok((def, version))
 }

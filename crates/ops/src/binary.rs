@@ -20,7 +20,7 @@ const TWO_ACTIVATIONS: Role = Role::Quantized {
 };
 
 /// The arithmetic of one type. Integers wrap.
-trait Number: Element + PartialOrd {
+pub(crate) trait Number: Element + PartialOrd {
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
@@ -78,7 +78,7 @@ float!(f32, f64);
 
 /// `f` of two broadcast tensors of one type. By pointer: types and functions times broadcasting loops would be most of
 /// the crate's code, and `f32` has kernels.
-fn combine<T: Element>(
+pub(crate) fn combine<T: Element>(
     ctx: &EvalCtx<'_>,
     a: &Tensor,
     b: &Tensor,
@@ -127,7 +127,7 @@ fn infer_arithmetic(
 }
 
 /// Same as `infer_arithmetic` for operators whose results are never sizes.
-fn infer_broadcast(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
+pub(crate) fn infer_broadcast(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
     infer_arithmetic(ctx, None)
 }
 
@@ -365,7 +365,7 @@ variadic! {
 }
 
 #[expect(clippy::eq_op, reason = "NaN is what differs from itself")]
-fn is_nan<T: PartialEq>(x: T) -> bool {
+pub(crate) fn is_nan<T: PartialEq>(x: T) -> bool {
     x != x
 }
 

@@ -231,3 +231,33 @@ fn infer_range(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
     ctx.set_value(0, value);
     Ok(())
 }
+
+/// Ones on a diagonal. ONNX EyeLike 9 and 22.
+pub(crate) static EYE_LIKE: OpDef = OpDef {
+    op_type: "EyeLike",
+    domain: "",
+    versions: &[9, 22],
+    attrs: &["dtype", "k"],
+    infer: |ctx| {
+        let elem = crate::quantize::type_attr(ctx.node, "dtype")?.or(ctx.elem(0));
+        ctx.set(0, elem, ctx.dims(0).map(<[_]>::to_vec));
+        Ok(())
+    },
+    eval: Eval::Tensors(|ctx, args| {
+        let x = args.required(0)?;
+        let dtype = crate::quantize::type_attr(ctx.node, "dtype")?.unwrap_or(x.dtype());
+        let k = crate::attr::int(ctx.node, "k", 0)?;
+        let &[_, columns] = x.dims() else {
+            return Err(OpError::Invalid(format!("a matrix of sizes {:?}", x.dims())));
+        };
+        let eye = ctx.pool.fill::<f32>(x.dims().to_vec(), |y| {
+            for (i, y) in y.iter_mut().enumerate() {
+                let (row, column) = (i / columns, i % columns);
+                *y = f32::from(u8::from((row as i64).checked_add(k) == Some(column as i64)));
+            }
+            Ok(())
+        })?;
+        Ok(vec![crate::cast::cast(ctx, eye, dtype)?])
+    }),
+    role: Role::Structural,
+};

@@ -11,7 +11,7 @@ use crate::{
     norm::same_as_first,
     shape::{Move, Odometer, View, known, moved, normalize_axes, product, strides},
     sym::SymDim,
-    typed::{check_type, elements, indices},
+    typed::{elements, indices},
 };
 
 /// Entries of `data` along an axis. ONNX Gather 1, 11 and 13.
@@ -84,7 +84,7 @@ fn gather(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
 }
 
 /// Indices counted from the front, each below `n`.
-fn in_bounds(at: &[i64], n: usize) -> Result<Vec<usize>, OpError> {
+pub(crate) fn in_bounds(at: &[i64], n: usize) -> Result<Vec<usize>, OpError> {
     let len = n as i64;
     at.iter()
         .map(|&i| {
@@ -115,7 +115,7 @@ pub(crate) static GATHER_ELEMENTS: OpDef = OpDef {
 };
 
 /// Elements from given positions.
-struct Picks(Vec<usize>);
+pub(crate) struct Picks(pub(crate) Vec<usize>);
 
 impl Move for Picks {
     fn run<E: Clone>(&self, srcs: &[&[E]], dst: &mut [E]) -> Result<(), OpError> {
@@ -892,54 +892,6 @@ pub(crate) static REVERSE_SEQUENCE: OpDef = OpDef {
         Ok(vec![moved(ctx, &[x], x.dims().to_vec(), &how)?])
     }),
     role: MOVES,
-};
-
-/// ONNX ScatterElements 11, 13, 16 (`reduction`) and 18, without a reduction.
-pub(crate) static SCATTER_ELEMENTS: OpDef = OpDef {
-    op_type: "ScatterElements",
-    domain: "",
-    versions: &[11, 13, 16, 18],
-    attrs: &["axis", "reduction"],
-    infer: same_as_first,
-    eval: Eval::Tensors(|ctx, args| {
-        struct Scatter(Vec<usize>);
-        impl Move for Scatter {
-            fn run<E: Clone>(&self, srcs: &[&[E]], dst: &mut [E]) -> Result<(), OpError> {
-                dst.clone_from_slice(srcs[0]);
-                for (&at, e) in self.0.iter().zip(srcs[1]) {
-                    dst[at] = e.clone();
-                }
-                Ok(())
-            }
-        }
-        let (data, at, updates) = (args.required(0)?, args.required(1)?, args.required(2)?);
-        match attr::string(ctx.node, "reduction", "none")? {
-            "none" => {}
-            other => return Err(OpError::Unsupported(format!("`reduction` {other}"))),
-        }
-        check_type(updates, data.dtype())?;
-        let axis = normalize_axis(attr::int(ctx.node, "axis", 0)?, data.dims().len())?;
-        if updates.dims() != at.dims() || at.dims().len() != data.dims().len() {
-            return Err(OpError::Invalid(format!(
-                "updates {:?} at {:?}",
-                updates.dims(),
-                at.dims()
-            )));
-        }
-        let positions = in_bounds(&indices(at)?, data.dims()[axis])?;
-        let own = strides(data.dims());
-        let across: Vec<isize> =
-            own.iter().enumerate().map(|(i, &s)| if i == axis { 0 } else { s as isize }).collect();
-        let mut odometer = Odometer::new(at.dims(), &[&across]);
-        let targets = positions.into_iter().map(|p| {
-            let at = odometer.offsets[0] as usize + p * own[axis];
-            odometer.advance();
-            at
-        });
-        let how = Scatter(targets.collect());
-        Ok(vec![moved(ctx, &[data, updates], data.dims().to_vec(), &how)?])
-    }),
-    role: crate::unary::NO_INTEGER_FORM,
 };
 
 /// ONNX Resize 10, 11, 13, 18 and 19: nearest and linear, every coordinate transformation but `tf_crop_and_resize`.

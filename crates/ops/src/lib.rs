@@ -20,11 +20,14 @@ mod shape;
 mod typed;
 pub mod window;
 
+mod attention;
 mod binary;
+mod bits;
 mod cast;
 mod constant;
 mod control;
 mod conv;
+mod einsum;
 mod followers;
 mod gather;
 mod layout;
@@ -33,10 +36,13 @@ mod norm;
 mod pool;
 mod qlinear;
 mod quantize;
+mod recurrent;
 mod reduce;
+mod scatter;
 mod sequence;
 mod softmax;
 mod unary;
+mod vision;
 
 pub use constant::constant_value;
 pub use conv::conv_then;

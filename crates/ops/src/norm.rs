@@ -340,3 +340,49 @@ fn lrn(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     })?;
     Ok(vec![y])
 }
+
+/// ONNX MeanVarianceNormalization 9 and 13.
+pub(crate) static MEAN_VARIANCE_NORMALIZATION: OpDef = OpDef {
+    op_type: "MeanVarianceNormalization",
+    domain: "",
+    versions: &[9, 13],
+    attrs: &["axes"],
+    infer: same_as_first,
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, mean_variance_norm)),
+    role: ROLE,
+};
+
+fn mean_variance_norm(ctx: &EvalCtx<'_>, mut args: Args) -> Result<Vec<Tensor>, OpError> {
+    let mut x = args.take(0)?;
+    let axes = attr::ints(ctx.node, "axes")?.unwrap_or(&[0, 2, 3]);
+    let axes = crate::shape::normalize_axes(axes, x.dims().len())?;
+    // Where the sums of an element are: positions without the axes that are summed over.
+    let kept: Vec<usize> = x
+        .dims()
+        .iter()
+        .enumerate()
+        .map(|(d, &n)| if axes.contains(&d) { 1 } else { n })
+        .collect();
+    let steps = crate::shape::broadcast_strides(&kept, x.dims());
+    let groups = product(&kept);
+    let n = (x.len() / groups.max(1)) as f64;
+    let dims = x.dims().to_vec();
+    let src = own(ctx, &mut x)?;
+    let (mut sums, mut squares) = (vec![0.0_f64; groups], vec![0.0_f64; groups]);
+    let mut at = crate::shape::Odometer::new(&dims, &[&steps]);
+    for &e in &*src {
+        sums[at.offsets[0] as usize] += f64::from(e);
+        at.advance();
+    }
+    for &e in &*src {
+        let group = at.offsets[0] as usize;
+        squares[group] += (f64::from(e) - sums[group] / n).powi(2);
+        at.advance();
+    }
+    for e in src {
+        let group = at.offsets[0] as usize;
+        *e = ((f64::from(*e) - sums[group] / n) / ((squares[group] / n).sqrt() + 1e-9)) as f32;
+        at.advance();
+    }
+    Ok(vec![x])
+}

@@ -1,0 +1,180 @@
+//! Sums of products over named dimensions.
+
+use std::collections::BTreeMap;
+
+use midtread_graph::Tensor;
+
+use crate::{
+    attr,
+    binary::Number,
+    def::{Eval, OpDef, Role},
+    eval::{Args, EvalCtx, OpError},
+    infer::InferCtx,
+    shape::{Odometer, product, strides},
+    sym::SymDim,
+    typed::{by_type, elements, in_f32},
+};
+
+/// ONNX Einsum 12.
+pub(crate) static EINSUM: OpDef = OpDef {
+    op_type: "Einsum",
+    domain: "",
+    versions: &[12],
+    attrs: &["equation"],
+    infer: infer_einsum,
+    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, einsum)),
+    role: Role::Float("its integer form depends on the equation"),
+};
+
+/// A dimension: one of a letter, or one that an ellipsis stands for, counted from the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Label {
+    Ellipsis(usize),
+    Letter(char),
+}
+
+/// An equation over inputs of given ranks.
+struct Equation {
+    inputs: Vec<Vec<Label>>,
+    output: Vec<Label>,
+}
+
+impl Equation {
+    fn parse(text: &str, ranks: &[usize]) -> Result<Self, OpError> {
+        let refused = || OpError::Invalid(format!("equation `{text}` of inputs with ranks {ranks:?}"));
+        let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+        let (left, right) = match text.split_once("->") {
+            Some((left, right)) => (left, Some(right)),
+            None => (text.as_str(), None),
+        };
+        let terms: Vec<&str> = left.split(',').collect();
+        if terms.len() != ranks.len() {
+            return Err(refused());
+        }
+        let letters = |part: &str| -> Result<Vec<Label>, OpError> {
+            let one = |c: char| {
+                if c.is_ascii_alphabetic() { Ok(Label::Letter(c)) } else { Err(refused()) }
+            };
+            part.chars().map(one).collect()
+        };
+        let labels = |term: &str, n_ellipsis: &dyn Fn(usize) -> Option<usize>| {
+            let Some((before, after)) = term.split_once("...") else { return letters(term) };
+            let (before, after) = (letters(before)?, letters(after)?);
+            let n = n_ellipsis(before.len() + after.len()).ok_or_else(refused)?;
+            Ok([before, (0..n).rev().map(Label::Ellipsis).collect(), after].concat())
+        };
+        let mut inputs = Vec::new();
+        for (term, &rank) in terms.iter().zip(ranks) {
+            let term = labels(term, &|n| rank.checked_sub(n))?;
+            if term.len() != rank {
+                return Err(refused());
+            }
+            inputs.push(term);
+        }
+        let n_ellipsis =
+            inputs.iter().flatten().filter_map(|l| match l {
+                Label::Ellipsis(i) => Some(i + 1),
+                Label::Letter(_) => None,
+            });
+        let n_ellipsis = n_ellipsis.max().unwrap_or(0);
+        let output = match right {
+            Some(right) => labels(right, &|_| Some(n_ellipsis))?,
+            None => {
+                let mut counts: BTreeMap<Label, usize> = BTreeMap::new();
+                inputs.iter().flatten().for_each(|&l| *counts.entry(l).or_default() += 1);
+                let once = counts.iter().filter(|(l, n)| matches!(l, Label::Letter(_)) && **n == 1);
+                let ellipsis = (0..n_ellipsis).rev().map(Label::Ellipsis);
+                ellipsis.chain(once.map(|(&l, _)| l)).collect()
+            }
+        };
+        let is_known = |l: &Label| inputs.iter().any(|input| input.contains(l));
+        let is_twice = |i: usize| output[..i].contains(&output[i]);
+        if !output.iter().all(is_known) || (0..output.len()).any(is_twice) {
+            return Err(refused());
+        }
+        Ok(Self { inputs, output })
+    }
+}
+
+fn infer_einsum(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
+    let shapes: Option<Vec<&[SymDim]>> = (0..ctx.n_inputs()).map(|i| ctx.dims(i)).collect();
+    let Some(shapes) = shapes else {
+        ctx.set(0, ctx.elem(0), None);
+        return Ok(());
+    };
+    let ranks: Vec<usize> = shapes.iter().map(|s| s.len()).collect();
+    let equation = Equation::parse(attr::string(ctx.node, "equation", "")?, &ranks)?;
+    let size = |label: &Label| {
+        let all = equation.inputs.iter().zip(&shapes).flat_map(|(labels, dims)| {
+            labels.iter().zip(*dims).filter(|(l, _)| *l == label).map(|(_, d)| d)
+        });
+        let not_one: Vec<&SymDim> = all.filter(|d| d.as_known() != Some(1)).collect();
+        let known = not_one.iter().find(|d| d.as_known().is_some());
+        match (known, not_one.as_slice()) {
+            (Some(d), _) => (*d).clone(),
+            (None, []) => SymDim::known(1),
+            (None, [first, rest @ ..]) if rest.iter().all(|d| first.same(d)) => (*first).clone(),
+            _ => SymDim::Unknown,
+        }
+    };
+    ctx.set(0, ctx.elem(0), Some(equation.output.iter().map(size).collect()));
+    Ok(())
+}
+
+fn einsum(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
+    let inputs = (0..args.len()).map(|i| args.required(i)).collect::<Result<Vec<_>, _>>()?;
+    let first = *inputs.first().ok_or(OpError::MissingInput(0))?;
+    let ranks: Vec<usize> = inputs.iter().map(|x| x.dims().len()).collect();
+    let equation = Equation::parse(attr::string(ctx.node, "equation", "")?, &ranks)?;
+    let mut sizes: BTreeMap<Label, usize> = BTreeMap::new();
+    for (labels, x) in equation.inputs.iter().zip(&inputs) {
+        for (&label, &d) in labels.iter().zip(x.dims()) {
+            let size = sizes.entry(label).or_insert(d);
+            if *size == 1 {
+                *size = d;
+            } else if d != 1 && d != *size {
+                return Err(OpError::Invalid(format!("{label:?} has the sizes {size} and {d}")));
+            }
+        }
+    }
+    let summed: Vec<Label> = sizes.keys().copied().filter(|l| !equation.output.contains(l)).collect();
+    let dims_of = |labels: &[Label]| labels.iter().map(|l| sizes[l]).collect::<Vec<_>>();
+    // How far each input moves when a dimension does: a repeated label walks a diagonal.
+    let steps_of = |labels: &[Label]| -> Vec<Vec<isize>> {
+        let one = |(own, x): (&Vec<Label>, &&Tensor)| {
+            let strides = strides(x.dims());
+            let step = |label: &Label| {
+                let at = own.iter().zip(x.dims()).zip(&strides);
+                at.filter(|((l, d), _)| *l == label && **d != 1).map(|(_, &s)| s as isize).sum()
+            };
+            labels.iter().map(step).collect()
+        };
+        equation.inputs.iter().zip(&inputs).map(one).collect()
+    };
+    let (out_dims, sum_dims) = (dims_of(&equation.output), dims_of(&summed));
+    let (out_steps, sum_steps) = (steps_of(&equation.output), steps_of(&summed));
+    let out_steps: Vec<&[isize]> = out_steps.iter().map(Vec::as_slice).collect();
+    let sum_steps: Vec<&[isize]> = sum_steps.iter().map(Vec::as_slice).collect();
+    let n_summed = product(&sum_dims);
+    by_type!(first.dtype(), T in [f32, f64, i8, i16, i32, i64, u8, u16, u32, u64] => {
+        let srcs = inputs.iter().map(|x| elements::<T>(x)).collect::<Result<Vec<_>, _>>()?;
+        let y = ctx.pool.fill::<T>(out_dims.clone(), |y| {
+            let mut outer = Odometer::new(&out_dims, &out_steps);
+            let mut inner = Odometer::new(&sum_dims, &sum_steps);
+            for y in y {
+                let mut sum = T::default();
+                for _ in 0..n_summed {
+                    let at = outer.offsets.iter().zip(&inner.offsets);
+                    let mut factors = srcs.iter().zip(at).map(|(src, (a, b))| src[(a + b) as usize]);
+                    let first = factors.next().unwrap_or_default();
+                    sum = Number::add(sum, factors.fold(first, Number::mul));
+                    inner.advance();
+                }
+                *y = sum;
+                outer.advance();
+            }
+            Ok(())
+        })?;
+        Ok(vec![y])
+    })
+}
