@@ -335,6 +335,12 @@ def make_onnx_node_tests(out, _assets, deb):
         write(out / name.removeprefix(prefix), data)
 
 
+def make_onnx_generated_tests(out, _assets):
+    from onnx_cases import write_cases
+
+    write_cases(out)
+
+
 def make_fashion_mnist(out, _assets, deb):
     for name, data in read_deb(deb, lambda name: name.startswith("usr/share/datasets/") and name.endswith(".gz")):
         write(out / Path(name).name, data)
@@ -392,6 +398,12 @@ ASSETS = {
     ),
     "onnx_node_tests": Asset(
         "onnx_node_tests", make_onnx_node_tests, 1, "ONNX operator cases with inputs and outputs", ("onnx_testdata",)
+    ),
+    "onnx_generated_tests": Asset(
+        "onnx_generated_tests",
+        make_onnx_generated_tests,
+        1,
+        "the cases that the onnx package generates, and those it has as files",
     ),
     "fashion_mnist": Asset(
         "fashion_mnist", make_fashion_mnist, 1, "the four original files", ("fashion_mnist",), on_request=True
