@@ -144,7 +144,8 @@ impl Inliner<'_> {
         let captured: Vec<(String, Option<ValueId>)> = captured.collect();
         let names = captured.into_iter().map(|(name, id)| {
             // Left out by the call, and used all the same: nothing has this name, and the schedule says so.
-            let new = id.map_or_else(|| format!("{label}/{name}"), |id| graph.value_name(id).to_owned());
+            let new =
+                id.map_or_else(|| format!("{label}/{name}"), |id| graph.value_name(id).to_owned());
             (name, new)
         });
         let names: BTreeMap<String, String> = names.collect();

@@ -189,9 +189,12 @@ impl Interpreter {
 
     /// Like [`Interpreter::run`], for models of which some inputs or outputs are sequences or optional values.
     pub fn run_data(&self, inputs: NamedData) -> Result<NamedData, Error> {
-        let tensors = inputs.iter().filter_map(|(name, x)| Some((name.clone(), x.as_tensor()?.clone())));
+        let tensors =
+            inputs.iter().filter_map(|(name, x)| Some((name.clone(), x.as_tensor()?.clone())));
         // Of what is no tensor, only the name is checked.
-        self.check_given(&tensors.collect::<Vec<_>>(), &|name| inputs.iter().any(|(n, _)| n == name))?;
+        self.check_given(&tensors.collect::<Vec<_>>(), &|name| {
+            inputs.iter().any(|(n, _)| n == name)
+        })?;
         let data = inputs.into_iter().map(|(name, x)| match self.graph.find(&name) {
             Some(id) if self.graph.inputs.contains(&id) => Ok((id, x)),
             _ => {
@@ -281,7 +284,9 @@ impl Interpreter {
         let outputs = self.execute_data(inputs.collect(), watch)?;
         let tensors = self.outputs.iter().zip(outputs).map(|(port, output)| {
             let kind = output.kind();
-            let tensor = output.into_tensor().map_err(|_| Error::OutputKind { name: port.name.clone(), kind })?;
+            let tensor = output
+                .into_tensor()
+                .map_err(|_| Error::OutputKind { name: port.name.clone(), kind })?;
             Ok((port.name.clone(), tensor))
         });
         tensors.collect()
@@ -539,8 +544,7 @@ fn fuse(
 
 fn n_bytes(datum: &Datum) -> usize {
     let size = |t: &Tensor| {
-        t.as_bytes().len()
-            + t.as_strings().map_or(0, |s| s.iter().map(|s| s.len() + 32).sum())
+        t.as_bytes().len() + t.as_strings().map_or(0, |s| s.iter().map(|s| s.len() + 32).sum())
     };
     datum.tensors().iter().map(size).sum()
 }

@@ -77,10 +77,8 @@ pub(crate) fn schedule(graph: &Graph, opset_imports: &[(String, i64)]) -> Result
             let node = &graph.nodes[i];
             let (def, opset) = resolve(graph, node, opset_imports)?;
             let captured = captured(graph, node)?;
-            let (is_last_use, is_used) = (
-                vec![false; node.inputs.len() + captured.len()],
-                vec![false; node.outputs.len()],
-            );
+            let (is_last_use, is_used) =
+                (vec![false; node.inputs.len() + captured.len()], vec![false; node.outputs.len()]);
             let same = !RANDOM.contains(&node.op_type.as_str())
                 && node.subgraphs().next().is_none()
                 && node.inputs.iter().flatten().all(|id| is_constant[id.idx()]);

@@ -89,8 +89,11 @@ fn rotary_embedding(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpErro
             for h in 0..n_heads {
                 let at = heads.at(i / length, i % length, h);
                 for k in 0..half {
-                    let (a, b) =
-                        if interleaved { (at + 2 * k, at + 2 * k + 1) } else { (at + k, at + k + half) };
+                    let (a, b) = if interleaved {
+                        (at + 2 * k, at + 2 * k + 1)
+                    } else {
+                        (at + k, at + k + half)
+                    };
                     y[a] = cos[k] * src[a] - sin[k] * src[b];
                     y[b] = sin[k] * src[a] + cos[k] * src[b];
                 }
@@ -121,7 +124,8 @@ pub(crate) static ATTENTION: OpDef = OpDef {
 };
 
 fn infer_attention(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
-    let n_heads = |name: &'static str| Ok::<_, OpError>(attr::opt_int(ctx.node, name)?.map(SymDim::known));
+    let n_heads =
+        |name: &'static str| Ok::<_, OpError>(attr::opt_int(ctx.node, name)?.map(SymDim::known));
     let (q_heads, kv_heads) = (n_heads("q_num_heads")?, n_heads("kv_num_heads")?);
     // Batches, heads, positions and the size of a head.
     let heads = |i: usize, n: &Option<SymDim>| match (ctx.dims(i)?, n) {
@@ -154,7 +158,9 @@ fn infer_attention(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
     };
     let (key, value) = (k.as_ref().map(|k| with_past(k, 4)), v.as_ref().map(|v| with_past(v, 5)));
     let qk = match (&q, &key) {
-        (Some([b, h, s, _]), Some(key)) => Some(vec![b.clone(), h.clone(), s.clone(), key[2].clone()]),
+        (Some([b, h, s, _]), Some(key)) => {
+            Some(vec![b.clone(), h.clone(), s.clone(), key[2].clone()])
+        }
         _ => None,
     };
     ctx.set(0, ctx.elem(0), y);
@@ -165,12 +171,18 @@ fn infer_attention(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
 }
 
 /// The entries of a cache before those of `x`, as `(batch, heads, positions, size)`.
-fn with_past(x: &Tensor, heads: &Heads, past: Option<&Tensor>) -> Result<(Vec<f32>, [usize; 4]), OpError> {
+fn with_past(
+    x: &Tensor,
+    heads: &Heads,
+    past: Option<&Tensor>,
+) -> Result<(Vec<f32>, [usize; 4]), OpError> {
     let [b, s, h, d] = heads.sizes;
     let n_past = match past.map(Tensor::dims) {
         None => 0,
         Some(&[b2, h2, n, d2]) if (b2, h2, d2) == (b, h, d) => n,
-        Some(dims) => return Err(OpError::Invalid(format!("a cache of {dims:?} for {:?}", x.dims()))),
+        Some(dims) => {
+            return Err(OpError::Invalid(format!("a cache of {dims:?} for {:?}", x.dims())));
+        }
     };
     let src = elements::<f32>(x)?;
     let past = past.map(elements::<f32>).transpose()?;
@@ -188,6 +200,12 @@ fn with_past(x: &Tensor, heads: &Heads, past: Option<&Tensor>) -> Result<(Vec<f3
 
 fn attention(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let node = ctx.node;
+    // Of version 25: without them the result would be another.
+    for name in ["left_window_size", "right_window_size"] {
+        if node.attr(name).is_some() {
+            return Err(OpError::Unsupported(format!("`{name}`")));
+        }
+    }
     let (q, k, v) = (args.required(0)?, args.required(1)?, args.required(2)?);
     let n_kv = attr::size(node, "kv_num_heads", 0)?;
     let heads = Heads::new(q.dims(), attr::size(node, "q_num_heads", 0)?)?;
@@ -196,7 +214,12 @@ fn attention(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let (keys, k_dims) = with_past(k, &k_heads, args.get(4))?;
     let (values, v_dims) = with_past(v, &v_heads, args.get(5))?;
     let ([_, n_kv, n_keys, _], v_size) = (k_dims, v_dims[3]);
-    if k_dims[0] != batch || k_dims[3] != size || v_dims[..3] != k_dims[..3] || n_kv == 0 || n_heads % n_kv != 0 {
+    if k_dims[0] != batch
+        || k_dims[3] != size
+        || v_dims[..3] != k_dims[..3]
+        || n_kv == 0
+        || n_heads % n_kv != 0
+    {
         return Err(OpError::Invalid(format!("{:?} over {k_dims:?} and {v_dims:?}", q.dims())));
     }
     let scale = attr::opt_float(node, "scale")?.unwrap_or(1.0 / (size as f32).sqrt()).sqrt();
@@ -258,8 +281,11 @@ fn attention(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
         let hide = |scores: &mut [f32]| {
             for (j, score) in scores.iter_mut().enumerate() {
                 if let Some((values, steps, n_masked)) = &mask {
-                    let at: isize =
-                        [b, h, i, j].into_iter().zip(steps).map(|(at, step)| at as isize * step).sum();
+                    let at: isize = [b, h, i, j]
+                        .into_iter()
+                        .zip(steps)
+                        .map(|(at, step)| at as isize * step)
+                        .sum();
                     *score += if j < *n_masked { values[at as usize] } else { f32::NEG_INFINITY };
                 }
                 if n_valid <= j as i64 {

@@ -5,7 +5,7 @@ use midtread_kernels::elementwise::{BinaryOp, binary, broadcast_with};
 
 use crate::{
     attr,
-    def::{InputRole, Eval, OpDef, OutputRole, Role},
+    def::{Eval, InputRole, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::InferCtx,
     shape::{Odometer, broadcast, broadcast_inputs, broadcast_strides},

@@ -161,7 +161,8 @@ fn infer_loop(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
     let trips = ctx.value(0).filter(|v| v.len() == 1).map(|mut v| v.remove(0));
     let endless = ctx.input(1).is_none();
     // A condition may end it before.
-    let n = trips.filter(|_| endless && always_goes_on(ctx.node)).unwrap_or_else(|| ctx.fresh_symbol());
+    let n =
+        trips.filter(|_| endless && always_goes_on(ctx.node)).unwrap_or_else(|| ctx.fresh_symbol());
     let scans: Vec<Info> =
         outputs.iter().skip(1 + n_carried).map(|info| stacked_info(info, 0, n.clone())).collect();
     for (i, info) in carried.into_iter().chain(scans).enumerate() {
@@ -327,7 +328,8 @@ fn scan_8(
         .collect::<Result<Vec<_>, _>>()?;
     let n = n_scanned(ctx.node, states.len())?;
     let scanned = states.split_off(states.len() - n);
-    let directions = attr::ints(ctx.node, "directions")?.map_or_else(|| vec![0; n], <[i64]>::to_vec);
+    let directions =
+        attr::ints(ctx.node, "directions")?.map_or_else(|| vec![0; n], <[i64]>::to_vec);
     let walks_in: Vec<(i64, bool)> = directions.iter().map(|&d| (0, d != 0)).collect();
     let [batch, longest] = match scanned[0].dims() {
         [batch, longest, ..] => [*batch, *longest],
@@ -347,9 +349,8 @@ fn scan_8(
     for b in 0..batch {
         let len = lens.as_ref().map_or(longest, |l| l[b].clamp(0, longest as i64) as usize);
         let own = states.iter().map(|x| entry(ctx, x, 0, b)).collect::<Result<Vec<_>, _>>()?;
-        let parts = scanned.iter().map(|x| {
-            crate::gather::part(ctx, &entry(ctx, x, 0, b)?, 0, 0, len)
-        });
+        let parts =
+            scanned.iter().map(|x| crate::gather::part(ctx, &entry(ctx, x, 0, b)?, 0, 0, len));
         let parts = parts.collect::<Result<Vec<_>, _>>()?;
         let mut outputs = scan_over(ctx, own, &parts, &walks_in, bodies)?;
         for y in outputs.iter_mut().skip(n_states).filter(|_| len < longest) {

@@ -10,7 +10,7 @@ use midtread_kernels::{
 
 use crate::{
     attr,
-    def::{InputRole, Eval, OpDef, OutputRole, Role},
+    def::{Eval, InputRole, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     followers::Followers,
     infer::InferCtx,

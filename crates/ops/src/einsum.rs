@@ -41,7 +41,8 @@ struct Equation {
 
 impl Equation {
     fn parse(text: &str, ranks: &[usize]) -> Result<Self, OpError> {
-        let refused = || OpError::Invalid(format!("equation `{text}` of inputs with ranks {ranks:?}"));
+        let refused =
+            || OpError::Invalid(format!("equation `{text}` of inputs with ranks {ranks:?}"));
         let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
         let (left, right) = match text.split_once("->") {
             Some((left, right)) => (left, Some(right)),
@@ -71,11 +72,10 @@ impl Equation {
             }
             inputs.push(term);
         }
-        let n_ellipsis =
-            inputs.iter().flatten().filter_map(|l| match l {
-                Label::Ellipsis(i) => Some(i + 1),
-                Label::Letter(_) => None,
-            });
+        let n_ellipsis = inputs.iter().flatten().filter_map(|l| match l {
+            Label::Ellipsis(i) => Some(i + 1),
+            Label::Letter(_) => None,
+        });
         let n_ellipsis = n_ellipsis.max().unwrap_or(0);
         let output = match right {
             Some(right) => labels(right, &|_| Some(n_ellipsis))?,
@@ -137,7 +137,8 @@ fn einsum(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
             }
         }
     }
-    let summed: Vec<Label> = sizes.keys().copied().filter(|l| !equation.output.contains(l)).collect();
+    let summed: Vec<Label> =
+        sizes.keys().copied().filter(|l| !equation.output.contains(l)).collect();
     let dims_of = |labels: &[Label]| labels.iter().map(|l| sizes[l]).collect::<Vec<_>>();
     // How far each input moves when a dimension does: a repeated label walks a diagonal.
     let steps_of = |labels: &[Label]| -> Vec<Vec<isize>> {

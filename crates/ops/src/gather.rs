@@ -4,7 +4,7 @@ use midtread_graph::{DataType, Tensor};
 
 use crate::{
     attr,
-    def::{InputRole, Eval, OpDef, OutputRole, Role},
+    def::{Eval, InputRole, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::{InferCtx, normalize_axis},
     layout::MOVES,
@@ -276,11 +276,7 @@ pub(crate) fn concat(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpErr
 }
 
 /// At least one tensor, joined along an axis.
-pub(crate) fn joined(
-    ctx: &EvalCtx<'_>,
-    srcs: &[&Tensor],
-    axis: usize,
-) -> Result<Tensor, OpError> {
+pub(crate) fn joined(ctx: &EvalCtx<'_>, srcs: &[&Tensor], axis: usize) -> Result<Tensor, OpError> {
     struct Join {
         /// Elements of each source between two steps of the dimensions before the axis.
         runs: Vec<usize>,
@@ -319,11 +315,7 @@ pub(crate) fn joined(
 }
 
 /// Tensors of equal sizes, joined along a new axis.
-pub(crate) fn stacked(
-    ctx: &EvalCtx<'_>,
-    srcs: &[Tensor],
-    axis: usize,
-) -> Result<Tensor, OpError> {
+pub(crate) fn stacked(ctx: &EvalCtx<'_>, srcs: &[Tensor], axis: usize) -> Result<Tensor, OpError> {
     let widened = srcs.iter().map(|t| {
         let mut dims = t.dims().to_vec();
         dims.insert(axis, 1);

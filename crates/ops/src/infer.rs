@@ -59,7 +59,9 @@ impl Info {
         let elem = self.elem.filter(|_| self.elem == other.elem);
         let dims = match (&self.dims, &other.dims) {
             (Some(a), Some(b)) if a.len() == b.len() => {
-                let both = |(a, b): (&SymDim, &SymDim)| if a.same(b) { a.clone() } else { SymDim::Unknown };
+                let both = |(a, b): (&SymDim, &SymDim)| {
+                    if a.same(b) { a.clone() } else { SymDim::Unknown }
+                };
                 Some(a.iter().zip(b).map(both).collect())
             }
             _ => None,
@@ -97,7 +99,14 @@ impl<'a> InferCtx<'a> {
         inputs: &'a [Option<Info>],
         n_fresh: &'a Cell<usize>,
     ) -> Self {
-        Self { node, opset, inputs, outputs: vec![Info::default(); node.outputs.len()], n_fresh, infer_body: None }
+        Self {
+            node,
+            opset,
+            inputs,
+            outputs: vec![Info::default(); node.outputs.len()],
+            n_fresh,
+            infer_body: None,
+        }
     }
 
     /// The same, for a node with graphs.

@@ -5,7 +5,7 @@ use midtread_kernels::transpose::transpose;
 
 use crate::{
     attr,
-    def::{InputRole, Eval, OpDef, OutputRole, Role},
+    def::{Eval, InputRole, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::{InferCtx, normalize_axis},
     norm::same_as_first,

@@ -6,7 +6,7 @@ use midtread_kernels::gemm::{Bias, Epilogue, MatRef, gemm as gemm_kernel, gemm_b
 use crate::{
     attr,
     conv::Ring,
-    def::{InputRole, Eval, OpDef, OutputRole, Role},
+    def::{Eval, InputRole, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::InferCtx,
     shape::{Odometer, View, broadcast, broadcast_strides, broadcast_syms, product},

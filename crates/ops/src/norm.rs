@@ -357,12 +357,8 @@ fn mean_variance_norm(ctx: &EvalCtx<'_>, mut args: Args) -> Result<Vec<Tensor>, 
     let axes = attr::ints(ctx.node, "axes")?.unwrap_or(&[0, 2, 3]);
     let axes = crate::shape::normalize_axes(axes, x.dims().len())?;
     // Where the sums of an element are: positions without the axes that are summed over.
-    let kept: Vec<usize> = x
-        .dims()
-        .iter()
-        .enumerate()
-        .map(|(d, &n)| if axes.contains(&d) { 1 } else { n })
-        .collect();
+    let kept: Vec<usize> =
+        x.dims().iter().enumerate().map(|(d, &n)| if axes.contains(&d) { 1 } else { n }).collect();
     let steps = crate::shape::broadcast_strides(&kept, x.dims());
     let groups = product(&kept);
     let n = (x.len() / groups.max(1)) as f64;

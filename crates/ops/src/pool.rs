@@ -5,7 +5,7 @@ use midtread_kernels::pool::{self as kernel, Divisor, Pool2d, Rounding};
 
 use crate::{
     attr,
-    def::{InputRole, Eval, OpDef, OutputRole, Role},
+    def::{Eval, InputRole, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::InferCtx,
     shape::product,

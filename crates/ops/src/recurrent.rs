@@ -131,14 +131,20 @@ impl Activation {
             Some(AttrValue::Strings(names)) => {
                 names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect()
             }
-            _ => kind.default_activations().repeat(n_directions).iter().map(|s| s.to_string()).collect(),
+            _ => kind
+                .default_activations()
+                .repeat(n_directions)
+                .iter()
+                .map(|s| s.to_string())
+                .collect(),
         };
         if names.len() != kind.default_activations().len() * n_directions {
             return Err(OpError::Invalid(format!("{} activation functions", names.len())));
         }
         let one = |name: &String| {
             type F = fn(f32, f32, f32) -> f32;
-            let (f, alpha, beta): (F, Option<f32>, Option<f32>) = match name.to_lowercase().as_str() {
+            let (f, alpha, beta): (F, Option<f32>, Option<f32>) = match name.to_lowercase().as_str()
+            {
                 "relu" => (|x, _, _| x.max(0.0), None, None),
                 "tanh" => (|x, _, _| x.tanh(), None, None),
                 "sigmoid" => (|x, _, _| 1.0 / (1.0 + (-x).exp()), None, None),
@@ -300,10 +306,13 @@ fn run(ctx: &EvalCtx<'_>, args: &Args, kind: Kind) -> Result<Vec<Tensor>, OpErro
     };
     let state_dims =
         if batch_first { [batch, n_directions, hidden] } else { [n_directions, batch, hidden] };
-    let (h0, c0) = (sized(args, 5, &state_dims)?, match kind {
-        Kind::Lstm => sized(args, 6, &state_dims)?,
-        _ => None,
-    });
+    let (h0, c0) = (
+        sized(args, 5, &state_dims)?,
+        match kind {
+            Kind::Lstm => sized(args, 6, &state_dims)?,
+            _ => None,
+        },
+    );
     let peephole = match kind {
         Kind::Lstm => sized(args, 7, &[n_directions, 3 * hidden])?,
         _ => None,
@@ -338,7 +347,9 @@ fn run(ctx: &EvalCtx<'_>, args: &Args, kind: Kind) -> Result<Vec<Tensor>, OpErro
             let state = if batch_first { b * n_directions + d } else { d * batch + b } * hidden;
             let state = state..state + hidden;
             let initial = |given: &Option<std::borrow::Cow<'_, [f32]>>| {
-                given.as_ref().map_or_else(|| vec![0.0; hidden], |given| given[state.clone()].to_vec())
+                given
+                    .as_ref()
+                    .map_or_else(|| vec![0.0; hidden], |given| given[state.clone()].to_vec())
             };
             let (mut h, mut c) = (initial(&h0), initial(&c0));
             for t in 0..len {

@@ -5,7 +5,7 @@ use midtread_kernels::norm::{ReduceOp, reduce as reduce_kernel};
 
 use crate::{
     attr,
-    def::{InputRole, Eval, OpDef, OutputRole, Role},
+    def::{Eval, InputRole, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::{InferCtx, normalize_axis},
     layout::{infer_axes, transposed},

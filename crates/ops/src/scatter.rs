@@ -157,9 +157,10 @@ fn scatter_nd(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let positions = indices(at)?;
     let starts = (0..product(head)).map(|i| {
         let index = &positions[i * depth..(i + 1) * depth];
-        index.iter().enumerate().try_fold(0, |start, (d, &j)| {
-            Ok(start + in_bounds(&[j], data.dims()[d])?[0] * own[d])
-        })
+        index
+            .iter()
+            .enumerate()
+            .try_fold(0, |start, (d, &j)| Ok(start + in_bounds(&[j], data.dims()[d])?[0] * own[d]))
     });
     let starts = starts.collect::<Result<_, OpError>>()?;
     written(ctx, data, updates, &Writes { starts, inner: product(rest) })
@@ -210,9 +211,8 @@ pub(crate) static COMPRESS: OpDef = OpDef {
     attrs: &["axis"],
     infer: |ctx| {
         let n = ctx.fresh_symbol();
-        let dims = along(ctx, |dims, axis| dims[axis] = n.clone())?.or_else(|| {
-            ctx.node.attr("axis").is_none().then(|| vec![n.clone()])
-        });
+        let dims = along(ctx, |dims, axis| dims[axis] = n.clone())?
+            .or_else(|| ctx.node.attr("axis").is_none().then(|| vec![n.clone()]));
         ctx.set(0, ctx.elem(0), dims);
         Ok(())
     },
@@ -286,9 +286,8 @@ pub(crate) static UNIQUE: OpDef = OpDef {
     attrs: &["axis", "sorted"],
     infer: |ctx| {
         let n = ctx.fresh_symbol();
-        let dims = along(ctx, |dims, axis| dims[axis] = n.clone())?.or_else(|| {
-            ctx.node.attr("axis").is_none().then(|| vec![n.clone()])
-        });
+        let dims = along(ctx, |dims, axis| dims[axis] = n.clone())?
+            .or_else(|| ctx.node.attr("axis").is_none().then(|| vec![n.clone()]));
         ctx.set(0, ctx.elem(0), dims);
         for i in [1, 3] {
             ctx.set(i, Some(DataType::Int64), Some(vec![n.clone()]));
@@ -309,8 +308,10 @@ fn unique(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     // What is the same as the entry before it in this order.
     let same: Vec<bool> = if let Some(strings) = x.as_strings() {
         let compare = |a: usize, b: usize| {
-            (0..len).map(|k| strings[position(a, k)].cmp(&strings[position(b, k)]))
-                .find(|o| o.is_ne()).unwrap_or(Ordering::Equal)
+            (0..len)
+                .map(|k| strings[position(a, k)].cmp(&strings[position(b, k)]))
+                .find(|o| o.is_ne())
+                .unwrap_or(Ordering::Equal)
         };
         order.sort_by(|&a, &b| compare(a, b));
         order.windows(2).map(|w| compare(w[0], w[1]).is_eq()).collect()

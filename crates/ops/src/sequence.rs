@@ -68,17 +68,16 @@ pub(crate) static SEQUENCE_CONSTRUCT: OpDef = OpDef {
     attrs: &[],
     infer: |ctx| {
         let infos: Option<Vec<&Info>> = (0..ctx.n_inputs()).map(|i| ctx.input(i)).collect();
-        let common = infos.and_then(|infos| {
-            infos.into_iter().cloned().reduce(|a, b| a.common(&b))
-        });
+        let common = infos.and_then(|infos| infos.into_iter().cloned().reduce(|a, b| a.common(&b)));
         let common = common.unwrap_or_default();
         ctx.set_info(0, Info::sequence(Info::new(common.elem, common.dims)));
         Ok(())
     },
     eval: Eval::Data(|_, inputs| {
-        let tensors = inputs.into_iter().enumerate().map(|(i, x)| {
-            x.ok_or(OpError::MissingInput(i))?.into_tensor()
-        });
+        let tensors = inputs
+            .into_iter()
+            .enumerate()
+            .map(|(i, x)| x.ok_or(OpError::MissingInput(i))?.into_tensor());
         Ok(vec![Datum::Sequence(Arc::new(tensors.collect::<Result<_, _>>()?))])
     }),
     role: Role::Structural,
@@ -311,9 +310,11 @@ fn sequence_map(
     let mut all: Vec<Vec<Tensor>> = vec![Vec::new(); bodies.outputs("body")?.len()];
     for i in 0..n {
         let args = inputs.iter().map(|x| match x {
-            Datum::Sequence(tensors) => tensors.get(i).cloned().map(Datum::Tensor).ok_or_else(|| {
-                OpError::Invalid(format!("sequences of {n} and {} tensors", tensors.len()))
-            }),
+            Datum::Sequence(tensors) => {
+                tensors.get(i).cloned().map(Datum::Tensor).ok_or_else(|| {
+                    OpError::Invalid(format!("sequences of {n} and {} tensors", tensors.len()))
+                })
+            }
             other => Ok(other.clone()),
         });
         let outputs = bodies.run("body", args.collect::<Result<_, _>>()?)?;

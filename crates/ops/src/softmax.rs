@@ -5,7 +5,7 @@ use midtread_kernels::norm as kernel;
 
 use crate::{
     attr,
-    def::{InputRole, Eval, OpDef, OutputRole, Role},
+    def::{Eval, InputRole, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::normalize_axis,
     norm::same_as_first,
@@ -21,7 +21,9 @@ pub(crate) static SOFTMAX: OpDef = OpDef {
     versions: &[1, 11, 13],
     attrs: &["axis"],
     infer: same_as_first,
-    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, |ctx, args| along(ctx, &args, Kind::Softmax))),
+    eval: Eval::Tensors(|ctx, args| {
+        in_f32(ctx, args, |ctx, args| along(ctx, &args, Kind::Softmax))
+    }),
     role: Role::Quantized { inputs: &[InputRole::Activation], output: OutputRole::Fixed(0.0, 1.0) },
 };
 
@@ -32,7 +34,9 @@ pub(crate) static LOG_SOFTMAX: OpDef = OpDef {
     versions: &[1, 11, 13],
     attrs: &["axis"],
     infer: same_as_first,
-    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, |ctx, args| along(ctx, &args, Kind::LogSoftmax))),
+    eval: Eval::Tensors(|ctx, args| {
+        in_f32(ctx, args, |ctx, args| along(ctx, &args, Kind::LogSoftmax))
+    }),
     role: NO_INTEGER_FORM,
 };
 
@@ -43,7 +47,9 @@ pub(crate) static HARDMAX: OpDef = OpDef {
     versions: &[1, 11, 13],
     attrs: &["axis"],
     infer: same_as_first,
-    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, |ctx, args| along(ctx, &args, Kind::Hardmax))),
+    eval: Eval::Tensors(|ctx, args| {
+        in_f32(ctx, args, |ctx, args| along(ctx, &args, Kind::Hardmax))
+    }),
     role: NO_INTEGER_FORM,
 };
 

@@ -3,7 +3,9 @@
 use midtread_graph::model::canonical_domain;
 
 use crate::{
-    def::OpDef, attention, binary, bits, cast, constant, control, conv, einsum, gather, layout, matmul, norm, pool, qlinear, quantize, recurrent, reduce, scatter, sequence, softmax, unary, vision,
+    attention, binary, bits, cast, constant, control, conv, def::OpDef, einsum, gather, layout,
+    matmul, norm, pool, qlinear, quantize, recurrent, reduce, scatter, sequence, softmax, unary,
+    vision,
 };
 
 /// Sorted by domain and name. `docs/reference/operators.md` is generated from this list.

@@ -7,7 +7,7 @@ use midtread_kernels::elementwise::{UnaryOp, unary as unary_kernel, unary_in_pla
 
 use crate::{
     attr,
-    def::{InputRole, Eval, OpDef, OutputRole, Role},
+    def::{Eval, InputRole, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::InferCtx,
     norm::same_as_first,
@@ -562,7 +562,9 @@ pub(crate) static IS_NAN: OpDef = OpDef {
     versions: &[9, 13, 20],
     attrs: &[],
     infer: infer_bool,
-    eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, |ctx, args| test_float(ctx, &args, |x| x.is_nan()))),
+    eval: Eval::Tensors(|ctx, args| {
+        in_f32(ctx, args, |ctx, args| test_float(ctx, &args, |x| x.is_nan()))
+    }),
     role: Role::Structural,
 };
 

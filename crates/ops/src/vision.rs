@@ -41,10 +41,7 @@ impl Corners {
         } else {
             ([b[0], b[1]], [b[2], b[3]])
         };
-        Self {
-            low: [a[0].min(b[0]), a[1].min(b[1])],
-            high: [a[0].max(b[0]), a[1].max(b[1])],
-        }
+        Self { low: [a[0].min(b[0]), a[1].min(b[1])], high: [a[0].max(b[0]), a[1].max(b[1])] }
     }
 
     fn area(&self) -> f32 {
@@ -81,8 +78,7 @@ fn non_max_suppression(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpE
     let (iou, score) = (threshold(3)?.unwrap_or(0.0), threshold(4)?);
     let is_center = attr::flag(ctx.node, "center_point_box", false)?;
     let (boxes, scores) = (elements::<f32>(boxes)?, elements::<f32>(scores)?);
-    let corners: Vec<Corners> =
-        boxes.chunks_exact(4).map(|b| Corners::new(b, is_center)).collect();
+    let corners: Vec<Corners> = boxes.chunks_exact(4).map(|b| Corners::new(b, is_center)).collect();
     let mut out: Vec<i64> = Vec::new();
     for (row, scores) in scores.chunks_exact(n.max(1)).enumerate() {
         let (b, class) = (row / n_classes, row % n_classes);
@@ -209,8 +205,7 @@ fn grid_sample(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
         other => return Err(OpError::Invalid(format!("`padding_mode` is {other:?}"))),
     };
     let align = attr::flag(ctx.node, "align_corners", false)?;
-    let refused =
-        || OpError::Invalid(format!("places {:?} in {:?}", grid.dims(), x.dims()));
+    let refused = || OpError::Invalid(format!("places {:?} in {:?}", grid.dims(), x.dims()));
     let ([n, channels, spatial @ ..], Some((&rank, [n_2, places @ ..]))) =
         (x.dims(), grid.dims().split_last())
     else {
@@ -237,17 +232,17 @@ fn grid_sample(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
                     points = points
                         .iter()
                         .flat_map(|&(at, w)| {
-                            along[d].iter().map(move |&(i, v)| {
-                                (at.zip(i).map(|(at, i)| at * size + i), w * v)
-                            })
+                            along[d]
+                                .iter()
+                                .map(move |&(i, v)| (at.zip(i).map(|(at, i)| at * size + i), w * v))
                         })
                         .collect();
                 }
                 for c in 0..*channels {
                     let row = b * channels + c;
-                    let value = points.iter().map(|&(at, w)| {
-                        at.map_or(0.0, |at| src[row * plane + at] * w)
-                    });
+                    let value = points
+                        .iter()
+                        .map(|&(at, w)| at.map_or(0.0, |at| src[row * plane + at] * w));
                     y[row * n_places + place] = value.sum();
                 }
             }
@@ -293,7 +288,12 @@ fn neighbors(y: f32, x: f32, h: usize, w: usize) -> Option<[(usize, f32); 4]> {
     };
     let ((y0, y1, ly), (x0, x1, lx)) = (one(y, h), one(x, w));
     let (hy, hx) = (1.0 - ly, 1.0 - lx);
-    Some([(y0 * w + x0, hy * hx), (y0 * w + x1, hy * lx), (y1 * w + x0, ly * hx), (y1 * w + x1, ly * lx)])
+    Some([
+        (y0 * w + x0, hy * hx),
+        (y0 * w + x1, hy * lx),
+        (y1 * w + x0, ly * hx),
+        (y1 * w + x1, ly * lx),
+    ])
 }
 
 fn roi_align(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
@@ -312,7 +312,8 @@ fn roi_align(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
         "max" => true,
         other => return Err(OpError::Invalid(format!("`mode` is {other:?}"))),
     };
-    let (out_h, out_w) = (attr::size(node, "output_height", 1)?, attr::size(node, "output_width", 1)?);
+    let (out_h, out_w) =
+        (attr::size(node, "output_height", 1)?, attr::size(node, "output_width", 1)?);
     let ratio = attr::size(node, "sampling_ratio", 0)?;
     let scale = attr::float(node, "spatial_scale", 1.0)?;
     let batches = indices(args.required(2)?)?;
@@ -326,13 +327,16 @@ fn roi_align(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let y = ctx.pool.fill::<f32>(vec![n_rois, channels, out_h, out_w], |y| {
         for (i, (&batch, roi)) in batches.iter().zip(rois.chunks_exact(4)).enumerate() {
             let batch = usize::try_from(batch).ok().filter(|&b| b < n);
-            let batch = batch.ok_or_else(|| OpError::Invalid(format!("a region of batch {:?} of {n}", batches[i])))?;
+            let batch = batch.ok_or_else(|| {
+                OpError::Invalid(format!("a region of batch {:?} of {n}", batches[i]))
+            })?;
             let offset = if half_pixel { 0.5 } else { 0.0 };
             let [x0, y0, x1, y1] = [0, 1, 2, 3].map(|k| roi[k] * scale - offset);
             let least = if half_pixel { f32::NEG_INFINITY } else { 1.0 };
             let (bin_h, bin_w) =
                 ((y1 - y0).max(least) / out_h as f32, (x1 - x0).max(least) / out_w as f32);
-            let count = |bin: f32| if ratio == 0 { bin.ceil().clamp(0.0, 4096.0) as usize } else { ratio };
+            let count =
+                |bin: f32| if ratio == 0 { bin.ceil().clamp(0.0, 4096.0) as usize } else { ratio };
             let (grid_h, grid_w) = (count(bin_h), count(bin_w));
             for at in 0..out_h * out_w {
                 let (py, px) = (at / out_w, at % out_w);
@@ -348,7 +352,11 @@ fn roi_align(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
                     let one = |place: &Option<[(usize, f32); 4]>| -> f32 {
                         let Some(place) = place else { return 0.0 };
                         let weighted = place.iter().map(|&(at, weight)| plane[at] * weight);
-                        if is_max { weighted.fold(f32::NEG_INFINITY, f32::max) } else { weighted.sum() }
+                        if is_max {
+                            weighted.fold(f32::NEG_INFINITY, f32::max)
+                        } else {
+                            weighted.sum()
+                        }
                     };
                     let all = places.iter().map(one);
                     y[(i * channels + c) * out_h * out_w + at] = if places.is_empty() {

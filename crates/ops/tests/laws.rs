@@ -2,7 +2,8 @@
 
 use midtread_graph::{AttrValue, DataType, Graph, Node, Tensor};
 use midtread_ops::{
-    Args, Eval, EvalCtx, InferCtx, Info, InputRole, OPS, OpDef, OutputRole, Pool, Role, SymDim, find,
+    Args, Eval, EvalCtx, InferCtx, Info, InputRole, OPS, OpDef, OutputRole, Pool, Role, SymDim,
+    find,
 };
 
 #[test]
@@ -437,7 +438,8 @@ fn case(op: &OpDef, r: &mut Random) -> Case {
         }
         ("", "Attention") => {
             n_outputs = 3;
-            let [q, k, v] = [[a, 2 * b, 3, d], [a, b, c, d], [a, b, c, 5]].map(|dims| r.f32s(&dims));
+            let [q, k, v] =
+                [[a, 2 * b, 3, d], [a, b, c, d], [a, b, c, 5]].map(|dims| r.f32s(&dims));
             vec![q, k, v, r.bools(&[3, c]), r.f32s(&[a, b, 2, d]), r.f32s(&[a, b, 2, 5])]
         }
         ("", "RotaryEmbedding") => {
@@ -576,7 +578,8 @@ fn inference_agrees_with_evaluation_whatever_it_is_told() {
             let pool = Pool::default();
             let ctx = EvalCtx { node: &node, opset: opset(op), pool: &pool };
             let what = format!("{} seed {seed}", op.op_type);
-            let y = op.evaluate_tensors(&ctx, Args(case.inputs.iter().cloned().map(Some).collect()))
+            let y = op
+                .evaluate_tensors(&ctx, Args(case.inputs.iter().cloned().map(Some).collect()))
                 .unwrap_or_else(|err| panic!("{what}: {err}"));
             assert_eq!(y.len(), case.n_outputs, "{what}");
 
@@ -589,7 +592,10 @@ fn inference_agrees_with_evaluation_whatever_it_is_told() {
             };
             for (info, y) in known(true).iter().zip(&y) {
                 assert_eq!(info.elem, Some(y.dtype()), "{what}");
-                if !matches!(op.op_type, "NonZero" | "FusedMatMul" | "Compress" | "Unique" | "NonMaxSuppression") {
+                if !matches!(
+                    op.op_type,
+                    "NonZero" | "FusedMatMul" | "Compress" | "Unique" | "NonMaxSuppression"
+                ) {
                     assert_eq!(info.dims, Some(sizes(y)), "{what}: {y:?}");
                 }
             }
@@ -646,11 +652,13 @@ fn no_operator_changes_an_input_that_somebody_else_holds() {
         }
         let pool = Pool::default();
         let ctx = EvalCtx { node: &node, opset: opset(op), pool: &pool };
-        let shared =
-            op.evaluate_tensors(&ctx, Args(case.inputs.iter().cloned().map(Some).collect())).unwrap();
+        let shared = op
+            .evaluate_tensors(&ctx, Args(case.inputs.iter().cloned().map(Some).collect()))
+            .unwrap();
         assert_eq!(case.inputs, before, "{}", op.op_type);
         // And one that it may change gives the same result.
-        let owned = op.evaluate_tensors(&ctx, Args(before.into_iter().map(Some).collect())).unwrap();
+        let owned =
+            op.evaluate_tensors(&ctx, Args(before.into_iter().map(Some).collect())).unwrap();
         assert_eq!(owned, shared, "{}", op.op_type);
     }
 }

@@ -86,8 +86,10 @@ impl Scope<'_> {
         let mut is_input = vec![false; graph.values().len()];
         graph.inputs.iter().for_each(|id| is_input[id.idx()] = true);
 
-        let mut result =
-            Inference { infos: vec![Info::default(); graph.values().len()], ..Inference::default() };
+        let mut result = Inference {
+            infos: vec![Info::default(); graph.values().len()],
+            ..Inference::default()
+        };
         if self.outer.is_some() {
             let own = graph.owned();
             for id in graph.value_ids().filter(|id| !own[id.idx()]) {

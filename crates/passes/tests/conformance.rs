@@ -9,7 +9,10 @@ use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, atomic::{AtomicUsize, Ordering}},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use midtread_exec::{Interpreter, Options};
@@ -79,7 +82,8 @@ fn matches(pattern: &str, set: &str, name: &str) -> bool {
 
 fn cases(set: &str) -> Vec<PathBuf> {
     let folder = midtread_testkit::asset(set);
-    let mut cases: Vec<PathBuf> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();
+    let mut cases: Vec<PathBuf> =
+        fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();
     cases.retain(|case| case.join("model.onnx").exists());
     cases.sort();
     cases
@@ -119,9 +123,9 @@ enum Tolerance {
 fn run_case(case: &Path) -> Result<Tolerance, String> {
     let model = midtread_onnx::load(case.join("model.onnx")).map_err(|e| with_sources(&e))?;
     let again = midtread_onnx::to_bytes(&model).map_err(|e| with_sources(&e))?;
-    midtread_onnx::from_bytes(again.into(), None).map_err(|e| format!("saved: {}", with_sources(&e)))?;
-    let interpreter =
-        Interpreter::new(&model, Options::default()).map_err(|e| with_sources(&e))?;
+    midtread_onnx::from_bytes(again.into(), None)
+        .map_err(|e| format!("saved: {}", with_sources(&e)))?;
+    let interpreter = Interpreter::new(&model, Options::default()).map_err(|e| with_sources(&e))?;
     let mut tolerance = Tolerance::Tight;
     let mut n_sets = 0;
     for set in 0.. {
