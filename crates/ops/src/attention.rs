@@ -254,12 +254,15 @@ fn attention(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     });
     let mask = mask.transpose()?;
     let src = elements::<f32>(q)?;
-    let (mut y, mut qk) = (vec![0.0_f32; product(&[batch, n_q, n_heads, v_size])], Vec::new());
-    let y_heads = if q.dims().len() == 4 {
-        Heads::new(&[batch, n_heads, n_q, v_size], 0)?
-    } else {
-        Heads::new(&[batch, n_q, n_heads * v_size], n_heads)?
+    let y_dims = match q.dims().len() {
+        4 => vec![batch, n_heads, n_q, v_size],
+        _ => vec![batch, n_q, n_heads * v_size],
     };
+    let y_heads = Heads::new(&y_dims, n_heads)?;
+    let mut y_tensor = ctx.pool.tensor(DataType::Float, y_dims)?;
+    let y = y_tensor.to_mut::<f32>()?;
+    y.fill(0.0);
+    let mut qk = Vec::new();
     let wants_qk = 3 < node.outputs.len();
     for row in 0..batch * n_heads * n_q {
         let (b, h, i) = (row / (n_heads * n_q), row / n_q % n_heads, row % n_q);
@@ -328,12 +331,8 @@ fn attention(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
             out.iter_mut().zip(value).for_each(|(y, v)| *y += weight * v);
         }
     }
-    let y_dims = match q.dims().len() {
-        4 => vec![batch, n_heads, n_q, v_size],
-        _ => vec![batch, n_q, n_heads * v_size],
-    };
     let mut outputs = vec![
-        Tensor::from_slice(y_dims, &y)?,
+        y_tensor,
         Tensor::from_slice(k_dims.to_vec(), &keys)?,
         Tensor::from_slice(v_dims.to_vec(), &values)?,
     ];

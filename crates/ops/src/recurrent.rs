@@ -1,6 +1,6 @@
 //! Recurrent layers: RNN, GRU and LSTM.
 
-use midtread_graph::{AttrValue, Node, Tensor};
+use midtread_graph::{AttrValue, DataType, Node, Tensor};
 
 use crate::{
     attr,
@@ -324,7 +324,11 @@ fn run(ctx: &EvalCtx<'_>, args: &Args, kind: Kind) -> Result<Vec<Tensor>, OpErro
     } else {
         vec![time, n_directions, batch, hidden]
     };
-    let (mut y, n_state) = (vec![0.0_f32; product(&y_dims)], product(&state_dims));
+    let n_state = product(&state_dims);
+    // What lies behind a sequence's end stays zero.
+    let mut y_tensor = ctx.pool.tensor(DataType::Float, y_dims)?;
+    let y = y_tensor.to_mut::<f32>()?;
+    y.fill(0.0);
     let (mut last_h, mut last_c) = (vec![0.0_f32; n_state], vec![0.0_f32; n_state]);
     let (mut next, mut scratch) = (vec![0.0; hidden], vec![0.0; hidden]);
     let part = |d: usize, n: usize| d * n..(d + 1) * n;
@@ -367,7 +371,7 @@ fn run(ctx: &EvalCtx<'_>, args: &Args, kind: Kind) -> Result<Vec<Tensor>, OpErro
         }
     }
     let state = |x: &[f32]| Tensor::from_slice(state_dims.to_vec(), x);
-    let mut outputs = vec![Tensor::from_slice(y_dims, &y)?, state(&last_h)?];
+    let mut outputs = vec![y_tensor, state(&last_h)?];
     if kind == Kind::Lstm {
         outputs.push(state(&last_c)?);
     }

@@ -335,9 +335,12 @@ fn roi_align(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
             let least = if half_pixel { f32::NEG_INFINITY } else { 1.0 };
             let (bin_h, bin_w) =
                 ((y1 - y0).max(least) / out_h as f32, (x1 - x0).max(least) / out_w as f32);
-            let count =
-                |bin: f32| if ratio == 0 { bin.ceil().clamp(0.0, 4096.0) as usize } else { ratio };
-            let (grid_h, grid_w) = (count(bin_h), count(bin_w));
+            let count = |bin: f32| {
+                let n = if ratio == 0 { bin.ceil().max(0.0) as usize } else { ratio };
+                let refused = || OpError::Unsupported(format!("{n} samples along a bin"));
+                if 1024 < n { Err(refused()) } else { Ok(n) }
+            };
+            let (grid_h, grid_w) = (count(bin_h)?, count(bin_w)?);
             for at in 0..out_h * out_w {
                 let (py, px) = (at / out_w, at % out_w);
                 let places = (0..grid_h * grid_w).map(|g| {
