@@ -27,7 +27,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
 }
 
 /// `text`, or its two ends with `…` between them.
-fn shorten(text: &str, max: usize) -> String {
+pub(crate) fn shorten(text: &str, max: usize) -> String {
     let n = text.chars().count();
     if n <= max {
         return text.to_owned();

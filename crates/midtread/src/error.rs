@@ -24,6 +24,9 @@ pub enum Error {
     /// No plan could be made or applied.
     #[error(transparent)]
     Quant(#[from] midtread_quant::Error),
+    /// Two models could not be compared.
+    #[error(transparent)]
+    Compare(#[from] midtread_compare::Error),
     /// A model could not be run.
     #[error("the model cannot be run")]
     Run(#[source] midtread_exec::Error),
@@ -80,6 +83,7 @@ impl Error {
                 source.downcast_ref::<midtread_data::Error>()?.hint().map(Into::into)
             }
             Self::Quant(e) => e.hint().map(Into::into),
+            Self::Compare(e) => e.hint().map(Into::into),
             Self::Run(e) | Self::RunSample { source: e, .. } => e.hint().map(Into::into),
             _ => None,
         }

@@ -19,7 +19,7 @@
 //! leave behind ([`Stats`], [`Plan`]) is text that can be saved, compared and edited:
 //! `load -> prepare -> calibrate -> plan -> apply -> save`.
 //!
-//! Reading order: [`mod@quantize`] (the whole way), [`evaluate`] (how good a model is), [`runtime`], [`latency`], [`samples`], [`demo`], [`error`].
+//! Reading order: [`mod@quantize`] (the whole way), [`evaluate`] (how good a model is), [`significance`], [`runtime`], [`latency`], [`samples`], [`demo`], [`error`].
 #![forbid(unsafe_code)]
 
 pub mod demo;
@@ -29,7 +29,9 @@ pub mod latency;
 pub mod quantize;
 pub mod runtime;
 pub mod samples;
+pub mod significance;
 
+pub use midtread_compare as compare;
 pub use midtread_data as data;
 pub use midtread_engine as engine;
 pub use midtread_exec as exec;
@@ -43,6 +45,7 @@ pub use midtread_quant as quant;
 pub use midtread_report as report;
 
 pub use error::Error;
+pub use midtread_compare::Comparison;
 pub use midtread_quant::{Format, Plan, PlanOptions, Scheme, Stats, Target, apply, plan};
 pub use quantize::{Options, Quantized, quantize};
 pub use runtime::{Runner, Runtime};

@@ -124,6 +124,7 @@ fn efficientnet_runs_the_same_in_onnxruntime_and_here() {
         let model = onnx::load(&path).unwrap();
         let samples = arrays(&model, &asset("lite0_npy"), 8);
         let options = RunOptions {
+            runtime: midtread::Runtime::Interpreter,
             n_threads: 2,
             max_bytes: None,
             output: None,
@@ -172,6 +173,7 @@ fn the_demo_net_keeps_its_accuracy_in_every_scheme_and_form() {
     let calibration = open("calibration-images-idx3-ubyte.gz", 256);
     let test = open("t10k-images-idx3-ubyte.gz", 1000);
     let run = RunOptions {
+        runtime: midtread::Runtime::Interpreter,
         n_threads: 2,
         max_bytes: None,
         output: None,

@@ -191,6 +191,7 @@ impl Demo {
     ) -> anyhow::Result<Vec<Prediction>> {
         let bar = context.bar(&format!("score {what}"), test.names().len());
         let options = RunOptions {
+            runtime: midtread::Runtime::Interpreter,
             n_threads: context.n_threads,
             max_bytes: context.max_bytes,
             output: None,

@@ -3,6 +3,7 @@
 mod apply;
 mod bench;
 mod calibrate;
+mod compare;
 mod demo;
 mod evaluate;
 mod inspect;
@@ -38,6 +39,8 @@ pub(crate) enum Command {
     Run(run::Run),
     /// Time models side by side: threads, interpreter and engine
     Bench(bench::Bench),
+    /// Show what quantization did to every tensor, the worst first, and what would help
+    Compare(compare::Compare),
     /// Score a model on labelled data, or against another model
     Evaluate(evaluate::Evaluate),
 }
@@ -55,6 +58,7 @@ impl Command {
             Self::Quantize(args) => args.run(context),
             Self::Run(args) => args.run(context),
             Self::Bench(args) => args.run(context),
+            Self::Compare(args) => args.run(context),
             Self::Evaluate(args) => args.run(context),
         }
     }
