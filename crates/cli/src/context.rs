@@ -155,15 +155,30 @@ pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
 
 /// Writes a file beside its final name and renames it.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    check_output(path)?;
     let failed = |source| midtread::Error::File { path: path.to_owned(), source };
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder_of(path)).map_err(failed)?;
     file.write_all(bytes).map_err(failed)?;
     file.persist(path).map_err(|e| failed(e.error))?;
     Ok(())
+}
+
+/// Fails if no file can be made at `path`: called before the work whose result goes there.
+pub(crate) fn check_output(path: &Path) -> anyhow::Result<()> {
+    // A folder cannot be replaced by a file, and a device must not be.
+    if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        bail!("{}: not a regular file", path.display());
+    }
+    tempfile::tempfile_in(folder_of(path))
+        .map_err(|source| midtread::Error::File { path: path.to_owned(), source })?;
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// `model.onnx` as `model.int8.onnx`.

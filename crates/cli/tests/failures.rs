@@ -1,5 +1,7 @@
 //! Bad input: each gets a message that names what is wrong, exit status 2, and leaves no file behind.
 
+use midtread::graph::{AttrValue, DataType, Dim, Tensor, ValueId};
+use midtread_testkit::npz;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -119,6 +121,26 @@ fn data_that_does_not_fit() {
     fs::write(dir.join("nan/a.npy"), npy(&[1, 28, 28], |_| f32::NAN)).unwrap();
     refuses(dir, &["model.onnx", "--data", "nan"], &["a.npy", "finite"]);
 
+    let npz = |name: &str, arrays: &[(&str, &[usize])]| {
+        fs::create_dir(dir.join(name)).unwrap();
+        let arrays: Vec<_> = arrays
+            .iter()
+            .map(|&(key, dims)| {
+                (key.to_owned(), Tensor::zeros(DataType::Float, dims.to_vec()).unwrap())
+            })
+            .collect();
+        npz::write(&dir.join(name).join("a.npz"), &arrays);
+    };
+    npz("key", &[("pixels", &[1, 28, 28])]);
+    refuses(dir, &["model.onnx", "--data", "key"], &["a.npz", "`input`", "`pixels`"]);
+    npz("more", &[("input", &[1, 28, 28]), ("mask", &[3])]);
+    refuses(dir, &["model.onnx", "--data", "more"], &["a.npz", "`mask`", "`input`"]);
+    npz("size", &[("input", &[1, 28, 27])]);
+    refuses(dir, &["model.onnx", "--data", "size"], &["a.npz", "`input`", "27", "28"]);
+    // The same in one archive with samples along the leading axis.
+    refuses(dir, &["model.onnx", "--data", "key/a.npz"], &["`input`", "`pixels`"]);
+    refuses(dir, &["model.onnx", "--data", "size/a.npz"], &["`input`", "27", "28"]);
+
     fs::create_dir(dir.join("broken")).unwrap();
     fs::write(dir.join("broken/a.npy"), &npy(&[1, 28, 28], |_| 0.0)[..100]).unwrap();
     refuses(dir, &["model.onnx", "--data", "broken"], &["a.npy"]);
@@ -139,23 +161,135 @@ fn options_that_are_not_known_or_contradict_each_other() {
     refuses(dir, &["model.onnx", "--data", "good", "--without", "no_such_pass"], &["no_such_pass"]);
     refuses(dir, &["model.onnx", "--data", "good", "--max-memory", "lots"], &["lots"]);
     refuses(dir, &["model.onnx"], &["--data"]);
+    refuses(dir, &["model.onnx", "--data", "good", "--scheme", "fast"], &["fast", "dynamic"]);
+    refuses(dir, &["model.onnx", "--data", "good", "--format", "tflite"], &["tflite", "qdq"]);
+    refuses(dir, &["model.onnx", "--data", "good", "--granularity", "blocked:0"], &["blocked:0"]);
+    refuses(dir, &["model.onnx", "--data", "good", "--threads", "0"], &["--threads"]);
+    refuses(dir, &["model.onnx", "--data", "good", "--calibrate", "mse"], &["--calibrate"]);
+}
+
+/// The message of a command that fails with status 2.
+fn failure(dir: &Path, args: &[&str]) -> String {
+    let output = midtread(dir, args);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+    assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    stderr
+}
+
+#[test]
+fn a_model_with_an_attribute_that_no_version_has_is_not_run_as_if_it_had_none() {
+    let folder = folder();
+    let dir = folder.path();
+    let mut model = midtread::onnx::load(dir.join("model.onnx")).unwrap();
+    let conv = model.graph.nodes.iter_mut().find(|node| node.is("Conv")).unwrap();
+    let name = conv.name.clone();
+    conv.set_attr("padding_mode", AttrValue::Int(1));
+    midtread::onnx::save(&model, dir.join("later.onnx"), &Default::default()).unwrap();
+    refuses(
+        dir,
+        &["later.onnx", "--data", "good"],
+        &[&format!("`{name}`"), "Conv", "`padding_mode` is not supported"],
+    );
+}
+
+#[test]
+fn a_size_is_fixed_by_its_name_and_other_names_and_sizes_are_refused() {
+    let folder = folder();
+    let dir = folder.path();
+    let fix = |dim: &str| midtread(dir, &["prepare", "model.onnx", "--dim", dim, "-o", "out.onnx"]);
+    for dim in ["N=2", "input:0=2"] {
+        let output = fix(dim);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        let model = midtread::onnx::load(dir.join("out.onnx")).unwrap();
+        let dims = |id: ValueId| model.graph.type_of(id).unwrap().dims().unwrap().to_vec();
+        assert_eq!(dims(model.graph.inputs[0])[0], Dim::Known(2), "{dim}");
+        assert_eq!(dims(model.graph.outputs[0]), [Dim::Known(2), Dim::Known(10)], "{dim}");
+        fs::remove_file(dir.join("out.onnx")).unwrap();
+    }
+    let before = files(dir);
+    for (dim, words) in [
+        ("batch=2", &["`batch`", "`N`"][..]),
+        ("input:7=2", &["`input:7`", "`N`"]),
+        ("input:1=3", &["`input`", "is 1, not 3"]),
+        ("N", &["NAME=SIZE"]),
+        ("N=many", &["`many`"]),
+        ("N=-1", &["`-1`"]),
+    ] {
+        let message = failure(dir, &["prepare", "model.onnx", "--dim", dim, "-o", "out.onnx"]);
+        for word in words {
+            assert!(message.contains(word), "--dim {dim}: `{word}` is not in: {message}");
+        }
+    }
+    assert_eq!(files(dir), before);
 }
 
 #[test]
 fn places_that_cannot_be_written() {
     let folder = folder();
     let dir = folder.path();
-    let output = midtread(
-        dir,
-        &["quantize", "model.onnx", "--data", "good", "-o", "no/such/folder/out.onnx"],
-    );
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert!(stderr.contains("no/such/folder"), "{stderr}");
-    // A device that is always full, and no folder to make a temporary file in that is not /dev itself.
-    if Path::new("/dev/full").exists() {
-        let output = midtread(dir, &["stats", "merge", "a", "b", "-o", "/dev/full"]);
-        assert_eq!(output.status.code(), Some(2));
+    fs::write(dir.join("file"), "").unwrap();
+    let before = files(dir);
+    // A folder that is not there, a folder that is a file, a folder in the file's place, and a device.
+    let mut places = vec!["no/such/folder/out", "file/out", "good"];
+    places.extend(Path::new("/dev/full").exists().then_some("/dev/full"));
+    for place in places {
+        for args in [
+            &["quantize", "model.onnx", "--data", "good", "-o", place][..],
+            &["quantize", "model.onnx", "--data", "good", "-o", "x.onnx", "--save-plan", place],
+            &["quantize", "model.onnx", "--data", "good", "-o", "x.onnx", "--save-stats", place],
+            &["calibrate", "model.onnx", "--data", "good", "-o", place],
+            &["plan", "model.onnx", "--scheme", "weight_only", "-o", place],
+            &["prepare", "model.onnx", "-o", place],
+        ] {
+            let message = failure(dir, args);
+            assert!(message.contains(place), "{args:?}: {message}");
+            assert_eq!(files(dir), before, "{args:?} left something behind");
+        }
+    }
+}
+
+/// A folder in which even root may write nothing: one without the permission, or else a filesystem mounted so.
+#[cfg(unix)]
+#[test]
+fn a_read_only_folder_is_named_before_any_work() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = folder();
+    let dir = folder.path();
+    let locked = dir.join("locked");
+    fs::create_dir(&locked).unwrap();
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o555)).unwrap();
+    let is_writable = || tempfile::tempfile_in(&locked).is_ok();
+    let mut is_mounted = false;
+    if is_writable() {
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "ro", "tmpfs"]).arg(&locked).status();
+        is_mounted = mount.is_ok_and(|status| status.success());
+    }
+    if is_writable() {
+        println!("this user may write anywhere, and may not mount: not tested");
+        return;
+    }
+    let results: Vec<_> = [
+        &["quantize", "model.onnx", "--data", "good", "-o", "locked/out.onnx"][..],
+        &["calibrate", "model.onnx", "--data", "good", "-o", "locked/out.stats"],
+        &["prepare", "model.onnx", "-o", "locked/out.onnx"],
+    ]
+    .into_iter()
+    .map(|args| (args, midtread(dir, args), files(&locked)))
+    .collect();
+    if is_mounted {
+        let unmounted = Command::new("umount").arg(&locked).status();
+        assert!(unmounted.is_ok_and(|status| status.success()));
+    }
+    for (args, output, left) in results {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(
+            stderr.contains("locked/out") && stderr.contains("permissions"),
+            "{args:?}: {stderr}"
+        );
+        assert!(left.is_empty(), "{args:?}: {left:?}");
     }
 }
 

@@ -43,6 +43,19 @@ pub enum Error {
         /// The oldest version in the table.
         oldest: i64,
     },
+    /// A form of the operator that no version in the table has, such as an unknown attribute.
+    #[error("node `{node}` ({op_type} of operator set {version})")]
+    Form {
+        /// The node.
+        node: String,
+        /// Its operator.
+        op_type: String,
+        /// The version imported.
+        version: i64,
+        /// What is not known about it.
+        #[source]
+        source: OpError,
+    },
     /// Something that is not implemented.
     #[error("node `{node}` ({op_type}): {what} is not supported")]
     Unsupported {

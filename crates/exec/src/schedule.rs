@@ -177,6 +177,10 @@ fn resolve(
     if node.subgraphs().next().is_some() && !matches!(def.eval, Eval::Bodies(_)) {
         return Err(Error::Unsupported { node: label(), op_type, what: "a subgraph".to_owned() });
     }
+    // An attribute that no version has may change the result. ONNX Runtime refuses it too.
+    if let Err(source) = def.check(node, version) {
+        return Err(Error::Form { node: label(), op_type, version, source });
+    }
     Ok((def, version))
 }
 

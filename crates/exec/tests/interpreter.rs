@@ -1,5 +1,7 @@
 //! The interpreter on models built in code.
 
+use std::error::Error as _;
+
 use bytes::Bytes;
 use midtread_exec::{Error, Interpreter, Options};
 use midtread_graph::{
@@ -350,6 +352,17 @@ fn graphs_that_cannot_run_are_refused_by_name() {
         message(&old).starts_with("node `a`: Relu of operator set 1 is not supported"),
         "{}",
         message(&old)
+    );
+
+    let mut odd = chain();
+    odd.graph.nodes[1].set_attr("rounding", AttrValue::Int(1));
+    let error = Interpreter::new(&odd, Options::default()).unwrap_err();
+    assert_eq!(
+        (error.to_string(), error.source().unwrap().to_string()),
+        (
+            "node `b` (Neg of operator set 17)".to_owned(),
+            "attribute `rounding` is not supported".to_owned()
+        )
     );
 
     let mut cycle = chain();

@@ -1,6 +1,6 @@
 //! Whatever can go wrong, in one type.
 
-use std::path::PathBuf;
+use std::{io::ErrorKind, path::PathBuf};
 
 /// Why something could not be done. The causes are in `source`; [`Error::hint`] says what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -42,15 +42,9 @@ pub enum Error {
         #[source]
         source: midtread_exec::Error,
     },
-    /// A sample could not be read.
-    #[error("sample `{sample}` cannot be read")]
-    Sample {
-        /// Its name.
-        sample: String,
-        /// Why.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    /// A sample could not be read; the error says which.
+    #[error(transparent)]
+    Sample(Box<dyn std::error::Error + Send + Sync>),
     /// A file could not be read or written.
     #[error("{}", path.display())]
     File {
@@ -79,11 +73,23 @@ impl Error {
                 e.hint().map(Into::into)
             }
             Self::Calibrate(RunError::Stats(e)) | Self::Stats(e) => e.hint().map(Into::into),
-            Self::Calibrate(RunError::Read { source, .. }) | Self::Sample { source, .. } => {
+            Self::Calibrate(RunError::Read(source)) | Self::Sample(source) => {
                 source.downcast_ref::<midtread_data::Error>()?.hint().map(Into::into)
             }
             Self::Quant(e) => e.hint().map(Into::into),
             Self::Compare(e) => e.hint().map(Into::into),
+            Self::File { source, .. } => match source.kind() {
+                ErrorKind::NotFound | ErrorKind::NotADirectory => {
+                    Some("check the path; folders are not made".into())
+                }
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                    Some("check the permissions of the file and its folder".into())
+                }
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                    Some("free some space, or write to another disk".into())
+                }
+                _ => None,
+            },
             Self::Run(e) | Self::RunSample { source: e, .. } => e.hint().map(Into::into),
             _ => None,
         }

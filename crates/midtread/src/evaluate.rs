@@ -1,13 +1,10 @@
 //! How good a model's answers are.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
-};
+use std::sync::atomic::AtomicBool;
 
 use midtread_graph::{DataType, Model, Tensor};
 use midtread_num::ErrorSums;
-use midtread_quant::calibrate::Samples;
+use midtread_quant::calibrate::{Pass, Samples};
 use serde::Serialize;
 
 use crate::{
@@ -72,7 +69,7 @@ fn map_outputs<T: Send>(
     let names = samples.names();
     let runner = runner(model, names.len(), options)?;
     map_samples(&names, options, |i| {
-        let sample = read(samples, i, &names[i])?;
+        let sample = read(samples, i)?;
         keep(&names[i], &run(&runner, sample, &names[i])?)
     })
 }
@@ -83,9 +80,8 @@ fn runner(model: &Model, n_samples: usize, options: &RunOptions<'_>) -> Result<R
     Runner::new(model, options.runtime, options.max_bytes.map(|n| n / n_threads))
 }
 
-fn read(samples: &dyn Samples, i: usize, name: &str) -> Result<Vec<(String, Tensor)>, Error> {
-    let failed = |source| Error::Sample { sample: name.to_owned(), source };
-    Ok(samples.sample(i).map_err(failed)?.inputs)
+fn read(samples: &dyn Samples, i: usize) -> Result<Vec<(String, Tensor)>, Error> {
+    Ok(samples.sample(i).map_err(Error::Sample)?.inputs)
 }
 
 fn run(
@@ -106,38 +102,17 @@ fn map_samples<T: Send>(
     work: impl Fn(usize) -> Result<T, Error> + Sync,
 ) -> Result<Vec<T>, Error> {
     let n_threads = options.n_threads.clamp(1, names.len().max(1));
-    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let kept: Mutex<Vec<(usize, Result<T, Error>)>> = Mutex::new(Vec::with_capacity(names.len()));
-    let worker = || {
-        let mut own = Vec::new();
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            if i >= names.len() || options.interrupted.load(Ordering::Relaxed) {
-                break;
-            }
-            let result = work(i);
-            if result.is_err() {
-                next.store(names.len(), Ordering::Relaxed);
-            }
-            own.push((i, result));
-            (options.progress)(done.fetch_add(1, Ordering::Relaxed) + 1);
-        }
-        kept.lock().expect("no panic while the lock is held").extend(own);
+    let work = |i: usize, kept: &mut Vec<(usize, T)>| {
+        kept.push((i, work(i)?));
+        Ok(())
     };
-    std::thread::scope(|scope| {
-        for _ in 0..n_threads {
-            scope.spawn(|| match rayon::ThreadPoolBuilder::new().num_threads(1).build() {
-                Ok(pool) => pool.install(worker),
-                Err(_) => worker(),
-            });
-        }
-    });
-    if options.interrupted.load(Ordering::Relaxed) {
-        return Err(Error::Interrupted);
-    }
-    let mut kept = kept.into_inner().expect("no panic while the lock is held");
-    kept.sort_by_key(|&(i, _)| i);
-    kept.into_iter().map(|(_, result)| result).collect()
+    let pass = Pass { n_threads, progress: options.progress, interrupted: options.interrupted };
+    let kept = pass
+        .run(names.len(), Vec::new, work)
+        .map_err(|failed| failed.unwrap_or(Error::Interrupted))?;
+    let mut kept: Vec<_> = kept.into_iter().flatten().collect();
+    kept.sort_unstable_by_key(|&(i, _)| i);
+    Ok(kept.into_iter().map(|(_, kept)| kept).collect())
 }
 
 /// The classes of the five largest of one row of scores.
@@ -225,7 +200,7 @@ pub fn closeness(
     let names = samples.names();
     let runners = [runner(model, names.len(), options)?, runner(other, names.len(), options)?];
     let each = map_samples(&names, options, |i| {
-        let inputs = read(samples, i, &names[i])?;
+        let inputs = read(samples, i)?;
         let values = |runner: &Runner, inputs| -> Result<Vec<f32>, Error> {
             let outputs = run(runner, inputs, &names[i])?;
             let (name, tensor) = wanted(&outputs, options.output)?;

@@ -259,7 +259,7 @@ impl Error {
         use io::ErrorKind::*;
         match &self.problem {
             Problem::Io { source, .. } => match source.kind() {
-                NotFound => Some("check the path; folders are not made"),
+                NotFound | NotADirectory => Some("check the path; folders are not made"),
                 PermissionDenied | ReadOnlyFilesystem => {
                     Some("check the permissions of the file and its folder")
                 }

@@ -303,3 +303,44 @@ fn onnxruntime_s_own_integer_operators_are_its_to_the_last_code() {
         assert_eq!(got[0], coded(codes, out_dims, &y), "{op}: {case}");
     }
 }
+
+fn hex(value: &Value) -> Vec<u8> {
+    let digits = value.as_str().unwrap();
+    (0..digits.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(&digits[i..i + 2], 16).unwrap())
+        .collect()
+}
+
+#[test]
+fn products_with_packed_weights_are_onnxruntime_s() {
+    let mut n_with_zero_points = 0;
+    for case in golden("matmul_nbits.json")["cases"].as_array().unwrap() {
+        let [bits, k, n, block] =
+            ["bits", "K", "N", "block_size"].map(|s| case[s].as_i64().unwrap());
+        let label = format!("{bits} bits, K {k}, N {n}, blocks of {block}");
+        let packed =
+            Tensor::from_slice(dims(&case["packed_shape"]), &hex(&case["packed"])).unwrap();
+        let scales = floats(&case["scales_NxKb"]);
+        let zero_points = (!case["symmetric"].as_bool().unwrap()).then(|| {
+            n_with_zero_points += 1;
+            Tensor::from_slice(dims(&case["zp_shape"]), &hex(&case["zero_points"])).unwrap()
+        });
+        let a = floats(&case["A"]);
+        let m = a.len() / k as usize;
+        let a = Tensor::from_slice(vec![m, k as usize], &a).unwrap();
+        let attrs = [("bits", bits), ("K", k), ("N", n), ("block_size", block)]
+            .map(|(name, value)| (name, AttrValue::Int(value)));
+        let inputs = vec![Some(a), Some(packed), Some(Tensor::vector(&scales)), zero_points];
+        let y = run("com.microsoft", "MatMulNBits", 1, inputs, &attrs).unwrap();
+        assert_eq!(y[0].dims(), [m, n as usize], "{label}");
+        let (got, want) = (y[0].to_vec::<f32>().unwrap(), floats(&case["Y_ort"]));
+        // Sums of at most 64 products in another order, each of them at most about as large as the largest result.
+        let largest = want.iter().fold(0.0_f32, |m, y| m.max(y.abs()));
+        let bound = 64.0 * f32::EPSILON / 2.0 * largest;
+        for (got, want) in got.iter().zip(&want) {
+            assert!((got - want).abs() <= bound, "{label}: {got} here, {want} there");
+        }
+    }
+    assert_eq!(n_with_zero_points, 9);
+}

@@ -96,9 +96,7 @@ fn fold(
         return Err(Some(format!("operator {} is not supported", node.op_type)));
     };
     let opset = opset_of(&model.opset_imports, &node.domain).ok_or(None)?;
-    if def.versions.first().is_some_and(|&oldest| opset < oldest) {
-        return Err(Some(format!("{} of operator set {opset} is not supported", node.op_type)));
-    }
+    def.check(node, opset).map_err(|err| Some(err.to_string()))?;
 
     let freed = freed_bytes(graph, view, node);
     let allowed =

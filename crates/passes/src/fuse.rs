@@ -133,6 +133,11 @@ impl Linear {
         Ok(linear)
     }
 
+    /// Whether both factors are known to be matrices.
+    pub(crate) fn is_of_matrices(&self) -> bool {
+        self.weight_dims.len() == 2 && self.rank == Some(2)
+    }
+
     fn per_channel_bias(&self, bias: &Tensor, is_gemm: bool) -> Result<Vec<f32>, &'static str> {
         if is_gemm {
             return self.per_channel(bias);
@@ -184,7 +189,8 @@ impl Linear {
     /// Gives the node new weights (`None` keeps them) and a new bias, and lets it make `out`, the output of the node
     /// that it takes in.
     ///
-    /// The constants are new ones: another node may use the old, and take in another node itself.
+    /// The constants are new ones: another node may use the old, and take in another node itself. A MatMul has no
+    /// bias: with one it becomes a Gemm, for which the caller has checked that it [is one](Self::is_of_matrices).
     pub(crate) fn replace(
         &self,
         graph: &mut Graph,
@@ -203,6 +209,9 @@ impl Linear {
         if let Some(bias) = bias {
             let id = graph.add_constant(&format!("{name}_bias"), Tensor::vector(&bias));
             let node = &mut graph.nodes[self.node];
+            if node.op_type == "MatMul" {
+                node.op_type = "Gemm".to_owned();
+            }
             node.inputs.resize(3, None);
             node.inputs[2] = Some(id);
             if node.op_type == "Gemm" && node.float("beta").is_some() {

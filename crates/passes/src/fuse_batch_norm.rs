@@ -9,6 +9,9 @@
 //! in float32 and in this order, which is ONNX Runtime's: ranges calibrated on the two programs' prepared models
 //! agree to the rounding of the convolutions. Outputs differ from the unfused model's by rounding alone, some units
 //! in the last place of the largest term of the sum.
+//!
+//! A `MatMul` has no bias: one of two matrices becomes a `Gemm`, which has. A batch of products is left alone, for
+//! the channels of the normalization (axis 1) are not the columns of the product there.
 
 use midtread_graph::{Graph, Model, Rewrite};
 
@@ -22,7 +25,7 @@ use crate::{
 /// See the module.
 pub static DEF: PassDef = PassDef {
     name: "fuse_batch_norm",
-    summary: "`BatchNormalization` goes into the weights of the Conv, ConvTranspose or Gemm before it",
+    summary: "`BatchNormalization` goes into the weights of the Conv, ConvTranspose, Gemm or MatMul before it",
     is_default: true,
     run,
 };
@@ -77,7 +80,16 @@ fn fused(graph: &Graph, view: &View, i: usize, opset: i64) -> Result<Fused, Refu
     if opset < 9 && node.int("spatial").is_some_and(|spatial| spatial != 1) {
         return Err(unmet(label, "it does not normalize per channel"));
     }
-    let linear = Linear::before(graph, view, x, i, &["Conv", "ConvTranspose", "Gemm"])?;
+    let linear = Linear::before(graph, view, x, i, &["Conv", "ConvTranspose", "Gemm", "MatMul"])?;
+    if graph.nodes[linear.node].is("MatMul") {
+        if opset < 7 {
+            return Err(unmet(label, "Gemm before operator set 7 takes no bias per channel"));
+        }
+        // The normalized axis is 1, which is the product's last, the one with its columns, in a matrix alone.
+        if !linear.is_of_matrices() {
+            return Err(unmet(label, "the MatMul before it is not known to be of two matrices"));
+        }
+    }
     let parameter = |id| {
         let name = graph.value_name(id);
         let tensor = view.constant(graph, id).ok_or_else(|| unmet(name, "it is not constant"))?;

@@ -45,7 +45,8 @@ pub struct Inference {
     pub infos: Vec<Info>,
     /// Values of which the file says what cannot be; a clause each.
     pub contradictions: Vec<(ValueId, String)>,
-    /// Nodes whose shape rule found the model to be against the specification: the label, and what the rule said.
+    /// Nodes whose form is not known, or that the shape rule found to be against the specification: the label, and
+    /// what the rule said.
     pub refusals: Vec<(String, String)>,
 }
 
@@ -152,11 +153,10 @@ impl Scope<'_> {
             opset_of(&self.model.opset_imports, &node.domain),
         ) {
             _ if function.is_some() => return Ok(Vec::new()),
-            (Some(def), Some(opset)) if def.versions.first().is_none_or(|&v| v <= opset) => {
-                (def, opset)
-            }
+            (Some(def), Some(opset)) => (def, opset),
             _ => return Ok(Vec::new()),
         };
+        def.check(node, opset).map_err(|err| err.to_string())?;
         let body = |body: &Graph, given: Vec<Info>| {
             let scope = Scope { outer: Some((self, graph, infos)), ..*self };
             let inference = scope.infer(body, Some(given));

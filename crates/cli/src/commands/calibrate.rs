@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::{
     args::{DataArgs, OpsetArgs, PrepareArgs},
-    context::{Context, Outcome, write},
+    context::{Context, Outcome, check_output, write},
     samples,
 };
 
@@ -41,6 +41,7 @@ enum What {
 
 impl Calibrate {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
+        check_output(&self.output)?;
         let progress = context.stages();
         let options = Options {
             prepare: self.prepare.options(Some(self.opset.opset))?,

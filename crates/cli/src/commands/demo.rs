@@ -104,9 +104,7 @@ impl Demo {
         let int8 = onnx::load(&int8_path).map_err(Error::from)?;
         let float_answers = self.score(context, "float32", &float, &test)?;
         let int8_answers = self.score(context, "int8", &int8, &test)?;
-        let one = test
-            .sample(0)
-            .map_err(|source| Error::Sample { sample: test.names()[0].clone(), source })?;
+        let one = test.sample(0).map_err(Error::Sample)?;
         let time = |model: &Model, runtime| {
             latency(&Runner::new(model, runtime, None)?, &one.inputs, 100, 1)
         };

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     args::{DataArgs, FormatArgs, PlanArgs, PrepareArgs},
-    context::{Context, Outcome, default_output, write},
+    context::{Context, Outcome, check_output, default_output, write},
     samples,
     table::{size, table},
 };
@@ -57,6 +57,8 @@ impl Quantize {
         let start = std::time::Instant::now();
         let plan = self.plan.options()?;
         let output = self.output.clone().unwrap_or_else(|| default_output(&self.model, "int8"));
+        let outputs = [Some(&output), self.save_stats.as_ref(), self.save_plan.as_ref()];
+        outputs.into_iter().flatten().try_for_each(|path| check_output(path))?;
         let progress = context.stages();
         let options = Options {
             prepare: self.prepare.options(None)?,

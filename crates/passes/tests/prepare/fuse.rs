@@ -321,3 +321,38 @@ fn matmul_takes_in_factors_and_leaves_sums() {
     let (after, _) = prepared(&b.model(13, &[a]), &only(FUSE));
     assert_eq!(op_types(&after), ["MatMul", "Add"]);
 }
+
+/// `BatchNormalization(MatMul(x, w))` over inputs and weights of these sizes, with `n` channels.
+fn matmul_and_norm(x: &[&str], w: &[usize], n: usize, opset: i64) -> Model {
+    let mut b = Builder::default();
+    let x = b.input("x", x);
+    let w = b.weights("w", w);
+    let y = b.node("MatMul", &[x, w], "y");
+    let z = batch_norm(&mut b, y, "z", n);
+    b.model(opset, &[z])
+}
+
+#[test]
+fn batch_norm_after_a_product_of_matrices_makes_it_a_gemm() {
+    let (after, report) = prepared(&matmul_and_norm(&["n", "5"], &[5, 4], 4, 13), &only(FUSE));
+    assert_eq!(op_types(&after), ["Gemm"]);
+    assert_eq!(changes(&report, "fuse_batch_norm"), ["`y_node` took in `z_node`"]);
+    assert!(after.graph.nodes[0].attrs.is_empty());
+    // No bias before: b' = beta - k * mean.
+    assert_eq!(values_of(&after, "z_bias"), [-1.5, 0.5, -1.0, 2.75]);
+}
+
+#[test]
+fn batch_norm_over_the_rows_of_a_batch_of_products_stays() {
+    // Axis 1 of the product is its rows, of which there are as many as columns here.
+    let why = "`z_node` was left as it is: the MatMul before it is not known to be of two matrices";
+    for (x, w) in [(&["n", "4", "5"][..], &[5, 4][..]), (&["4", "5"], &[1, 5, 4])] {
+        let model = matmul_and_norm(x, w, 4, 13);
+        let (after, report) =
+            prepared(&model, &only(&["infer_shapes", "fuse_batch_norm", "remove_unused"]));
+        assert_eq!(op_types(&after), ["MatMul", "BatchNormalization"]);
+        assert_eq!(skips(&report, "fuse_batch_norm"), [why]);
+    }
+    // Without shape inference the rank of the product is not known.
+    refused(&matmul_and_norm(&["n", "5"], &[5, 4], 4, 13), "fuse_batch_norm", &[why]);
+}

@@ -347,6 +347,24 @@ fn unknown_operators_keep_what_the_file_says() {
 }
 
 #[test]
+fn forms_that_are_not_known_are_told_and_neither_inferred_nor_folded() {
+    let mut b = Builder::default();
+    let x = b.input("x", &["n", "3"]);
+    let odd = [("rounding", AttrValue::Int(1))];
+    let u = b.node_with("Relu", &[x], "u", &odd);
+    let c = b.floats("c", &[3], &[1.0, 2.0, 3.0]);
+    let f = b.node_with("Neg", &[c], "f", &odd);
+    let y = b.node("Add", &[u, f], "y");
+    let (after, report) = prepare(b.model(13, &[y]), &PrepareOptions::default()).unwrap();
+    assert_eq!(op_types(&after), ["Relu", "Neg", "Add"]);
+    let why =
+        |node: &str| format!("`{node}` was left as it is: attribute `rounding` is not supported");
+    assert_eq!(skips(&report, "infer_shapes"), [why("u_node"), why("f_node")]);
+    assert_eq!(skips(&report, "fold_constants"), [why("f_node")]);
+    assert_eq!(after.graph.value(u).ty, None);
+}
+
+#[test]
 fn values_that_are_no_tensors_keep_their_types() {
     let mut b = Builder::default();
     let x = b.input("x", &["n", "3"]);

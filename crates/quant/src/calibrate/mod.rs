@@ -5,8 +5,9 @@
 //! tensor ever seen, so adding two is exact: halves merged equal the whole, in any order, from any number of threads.
 //! Trying another calibrator costs no second pass.
 //!
-//! Reading order: [`histogram`] (the bins), [`stats`] (what is kept, merged, saved), [`run`] (the pass over the
-//! data), then the calibrators, one file each, listed in [`CALIBRATORS`].
+//! Reading order: [`histogram`] (the bins), [`stats`] (what is kept, merged, saved), [`samples`] (working through data
+//! on several threads), [`run`] (the pass over the data), then the calibrators, one file each, listed in
+//! [`CALIBRATORS`].
 
 mod entropy;
 pub mod histogram;
@@ -15,11 +16,13 @@ mod moving_average;
 mod mse;
 mod percentile;
 pub mod run;
+pub mod samples;
 pub mod stats;
 
 use midtread_num::QRange;
 
-pub use run::{Collect, Options, RunError, Samples, calibrate, tensors_to_observe};
+pub use run::{Collect, Options, RunError, calibrate, tensors_to_observe};
+pub use samples::{Pass, Samples};
 pub use stats::{CalibrateError, Stats, TensorStats};
 
 /// A named way to choose a range. The name is what the CLI, the Python API and saved plans use.

@@ -1,19 +1,16 @@
 //! The pass over the data.
 
-use std::{
-    collections::BTreeSet,
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-};
+use std::{collections::BTreeSet, sync::atomic::AtomicBool};
 
 use midtread_exec::Interpreter;
-use midtread_graph::{DataType, Graph, Links, Model, Sample, ValueId};
+use midtread_graph::{DataType, Graph, Links, Model, ValueId};
 use midtread_ops::{Role, find};
 use serde::{Deserialize, Serialize};
 
-use super::stats::{CalibrateError, Stats};
+use super::{
+    samples::{Pass, Samples},
+    stats::{CalibrateError, Stats},
+};
 
 /// How much is kept of each tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,14 +38,6 @@ pub struct Options<'a> {
     pub interrupted: &'a AtomicBool,
 }
 
-/// Where samples come from: read when their turn comes, from any thread.
-pub trait Samples: Sync {
-    /// The samples' names, each different.
-    fn names(&self) -> Vec<String>;
-    /// Reads one.
-    fn sample(&self, i: usize) -> Result<Sample, Box<dyn std::error::Error + Send + Sync>>;
-}
-
 /// Why a model could not be calibrated.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -59,15 +48,9 @@ pub enum RunError {
     /// The model cannot be run.
     #[error("the model cannot be run")]
     Model(#[source] midtread_exec::Error),
-    /// A sample could not be read.
-    #[error("sample `{sample}` cannot be read")]
-    Read {
-        /// Its name.
-        sample: String,
-        /// Why.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    /// A sample could not be read; the error says which.
+    #[error(transparent)]
+    Read(Box<dyn std::error::Error + Send + Sync>),
     /// The model failed on a sample.
     #[error("sample `{sample}`")]
     Run {
@@ -106,71 +89,27 @@ pub fn calibrate(
         Interpreter::new(model, midtread_exec::Options { max_bytes }).map_err(RunError::Model)?;
     let observed = tensors_to_observe(interpreter.graph());
 
-    let next = AtomicUsize::new(0);
-    let done = AtomicUsize::new(0);
-    let failed: Mutex<Option<(usize, RunError)>> = Mutex::new(None);
-    let worker = || {
-        let mut stats = empty.clone();
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            if i >= names.len() || options.interrupted.load(Ordering::Relaxed) {
-                return stats;
+    let work = |i: usize, stats: &mut Stats| {
+        let sample = samples.sample(i).map_err(RunError::Read)?;
+        let at = stats.sample_idx(&names[i]).expect("the names are the samples'");
+        let mut observe = |id: ValueId, name: &str, tensor: &midtread_graph::Tensor| {
+            if observed.get(id.idx()) == Some(&true)
+                && let Ok(values) = tensor.as_slice::<f32>()
+            {
+                stats.tensor_mut(name).observe(at, values, options.collect);
             }
-            let observe = |sample: Sample, stats: &mut Stats| {
-                let at = stats.sample_idx(&names[i]).expect("the names are the samples'");
-                let mut observe = |id: ValueId, name: &str, tensor: &midtread_graph::Tensor| {
-                    if observed.get(id.idx()) == Some(&true)
-                        && let Ok(values) = tensor.as_slice::<f32>()
-                    {
-                        stats.tensor_mut(name).observe(at, values, options.collect);
-                    }
-                };
-                interpreter.run_observed(sample.inputs, &mut observe).map(drop)
-            };
-            let result = samples
-                .sample(i)
-                .map_err(|source| RunError::Read { sample: names[i].clone(), source })
-                .and_then(|sample| {
-                    observe(sample, &mut stats)
-                        .map_err(|source| RunError::Run { sample: names[i].clone(), source })
-                });
-            if let Err(error) = result {
-                // The others stop; of several failures the first sample's is told, whoever was faster.
-                next.store(names.len(), Ordering::Relaxed);
-                let mut failed = failed.lock().expect("no panic while the lock is held");
-                if failed.as_ref().is_none_or(|(at, _)| i < *at) {
-                    *failed = Some((i, error));
-                }
-                return stats;
-            }
-            (options.progress)(done.fetch_add(1, Ordering::Relaxed) + 1);
-        }
+        };
+        interpreter
+            .run_observed(sample.inputs, &mut observe)
+            .map(drop)
+            .map_err(|source| RunError::Run { sample: names[i].clone(), source })
     };
-    // Each worker is a pool of one thread, so that the kernels it calls do not share its work out again.
+    let pass = Pass { n_threads, progress: options.progress, interrupted: options.interrupted };
+    let parts = pass
+        .run(names.len(), || empty.clone(), work)
+        .map_err(|failed| failed.unwrap_or(RunError::Interrupted))?;
     let mut stats = empty.clone();
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..n_threads)
-            .map(|_| {
-                scope.spawn(|| match rayon::ThreadPoolBuilder::new().num_threads(1).build() {
-                    Ok(pool) => pool.install(worker),
-                    // The system has no thread to spare: this one then.
-                    Err(_) => worker(),
-                })
-            })
-            .collect();
-        for worker in workers {
-            match worker.join() {
-                Ok(part) => stats.absorb(&part),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-    });
-    if let Some((_, error)) = failed.into_inner().expect("no panic while the lock is held") {
-        return Err(error);
-    }
-    if options.interrupted.load(Ordering::Relaxed) {
-        return Err(RunError::Interrupted);
-    }
+    parts.iter().for_each(|part| stats.absorb(part));
     Ok(stats)
 }
 
