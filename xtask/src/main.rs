@@ -117,14 +117,21 @@ fn assets(names: &[String]) -> Result<PathBuf> {
 }
 
 fn generate(args: &[String]) -> Result {
-    let check = match args {
-        [] => &[][..],
-        [flag] if flag == "--check" => &["--", "--check"],
+    let is_check = match args {
+        [] => false,
+        [flag] if flag == "--check" => true,
         _ => return Err("usage: cargo xtask generate [--check]".into()),
     };
+    // The reference pages and the golden plans: a test compares them, or writes them when it is told to.
+    let mut pages = cargo();
+    pages.args(["test", "--quiet", "--package", "midtread-cli", "--test", "generated"]);
+    if !is_check {
+        pages.env("MIDTREAD_GENERATE", "1");
+    }
+    run(&mut pages)?;
     let manifest = root().join("xtask/protogen/Cargo.toml");
     if !manifest.exists() {
-        eprintln!("generate: there is no xtask/protogen, so nothing to remake");
+        eprintln!("generate: there is no xtask/protogen, so the code that reads protobuf is not remade");
         return Ok(());
     }
     // A workspace of its own, because its dependencies are not needed to build midtread.
@@ -134,7 +141,7 @@ fn generate(args: &[String]) -> Result {
         .arg(manifest)
         .arg("--target-dir")
         .arg(target)
-        .args(check))
+        .args(if is_check { &["--", "--check"][..] } else { &[] }))
 }
 
 fn ci(args: &[String]) -> Result {

@@ -318,6 +318,57 @@ fn a_full_disk_leaves_nothing_half_written() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// A disk that fills up for anyone, without a filesystem of its own: a limit on the size of files, whose signal is
+/// ignored, so that the write that reaches it fails.
+#[cfg(unix)]
+#[test]
+fn a_write_that_fails_half_way_leaves_nothing_half_written() {
+    let folder = folder();
+    let dir = folder.path();
+    let before = files(dir);
+    for args in [
+        "quantize model.onnx --data good -o out.onnx",
+        "prepare model.onnx -o out.onnx",
+        "calibrate model.onnx --data good -o out.stats",
+    ] {
+        // Eight blocks of at most 1 KiB.
+        let script = format!("trap '' XFSZ; ulimit -f 8; exec \"$0\" {args}");
+        let output = Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_midtread")])
+            .current_dir(dir)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args}: {stderr}");
+        assert!(stderr.contains("out.") && stderr.contains("File too large"), "{args}: {stderr}");
+        assert_eq!(files(dir), before, "{args}");
+    }
+}
+
+/// Waits until the process has its own way with an interruption: before that, one ends it at once.
+#[cfg(unix)]
+fn wait_until_caught(process: u32) {
+    const INTERRUPT: u64 = 1 << (2 - 1);
+    let pause = || std::thread::sleep(std::time::Duration::from_millis(100));
+    for _ in 0..300 {
+        let status = fs::read_to_string(format!("/proc/{process}/status"));
+        let caught = status.ok().and_then(|status| {
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+            u64::from_str_radix(mask.trim(), 16).ok()
+        });
+        if caught.is_some_and(|mask| mask & INTERRUPT != 0) {
+            break;
+        }
+        if caught.is_none() {
+            // Not Linux: half a second is enough to start.
+            std::thread::sleep(std::time::Duration::from_millis(400));
+            break;
+        }
+        pause();
+    }
+    pause();
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_ends_with_status_2_and_no_file() {
@@ -351,7 +402,7 @@ fn ctrl_c_ends_with_status_2_and_no_file() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(400));
+    wait_until_caught(child.id());
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
     assert!(killed.is_ok_and(|status| status.success()));
     let output = child.wait_with_output().unwrap();

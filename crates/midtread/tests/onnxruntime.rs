@@ -242,15 +242,21 @@ fn quantized_models_compute_here_what_they_compute_in_onnxruntime() {
         let result =
             midtread::quantize(model.clone(), Some(&calibration), &options(plan, format)).unwrap();
         let path = save(&result.model, folder.path(), &format!("{scheme}_{format}.onnx"));
+        let mut n_apart = 0;
         for i in 0..4 {
             let inputs = calibration.sample(i).unwrap().inputs;
             let difference = largest_difference(&path, folder.path(), inputs);
-            // A float32 sum in another order may move a value over a rounding threshold: one step of 255 in some
-            // layers, which grows to a few of the last layer's. Weight-only models have no such thresholds.
-            let most = if scheme == Scheme::WeightOnly { 1e-5 } else { 4.0 / 255.0 };
-            assert!(difference <= most, "{what}, sample {i}: {difference}");
             println!("{what}, sample {i}: {difference:e}");
+            // 32 roundings of a float32 (2^-24 each): sums are in another order. None was seen in static models,
+            // which end in a quantized value, and five in the others.
+            let rounding = 2e-6;
+            n_apart += usize::from(rounding < difference);
+            // A sum in another order may move a value over a rounding threshold. That is a step of the last layer,
+            // which is 2 / 255 of the largest output at most, and rare. Weight-only models have no thresholds.
+            let most = if scheme == Scheme::WeightOnly { rounding } else { 2.0 / 255.0 };
+            assert!(difference <= most, "{what}, sample {i}: {difference}");
         }
+        assert!(n_apart <= 1, "{what}: {n_apart} of 4 samples differ by more than rounding");
     }
 }
 
