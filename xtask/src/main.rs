@@ -131,7 +131,9 @@ fn generate(args: &[String]) -> Result {
     run(&mut pages)?;
     let manifest = root().join("xtask/protogen/Cargo.toml");
     if !manifest.exists() {
-        eprintln!("generate: there is no xtask/protogen, so the code that reads protobuf is not remade");
+        eprintln!(
+            "generate: there is no xtask/protogen, so the code that reads protobuf is not remade"
+        );
         return Ok(());
     }
     // A workspace of its own, because its dependencies are not needed to build midtread.

@@ -114,7 +114,9 @@ fn role(role: &Role) -> String {
             };
             format!("{} → {output}", inputs.join(", "))
         }
-        Role::Clamp { .. } => "goes into its input's range, else activation → its own range".to_owned(),
+        Role::Clamp { .. } => {
+            "goes into its input's range, else activation → its own range".to_owned()
+        }
         Role::Structural => "never: shapes, indices, masks".to_owned(),
         Role::Float(why) => format!("no: {why}"),
     }
