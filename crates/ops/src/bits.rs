@@ -75,7 +75,11 @@ pub(crate) static BIT_SHIFT: OpDef = OpDef {
             other => return Err(OpError::Invalid(format!("`direction` is {other:?}"))),
         };
         by_type!(a.dtype(), T in [i8, i16, i32, i64, u8, u16, u32, u64] => {
-            #[allow(clippy::useless_conversion, reason = "the same text serves `u32`")]
+            #[allow(
+                clippy::useless_conversion,
+                clippy::unnecessary_fallible_conversions,
+                reason = "the same text serves every type"
+            )]
             let shift: fn(T, T) -> T = if left {
                 |a, b| a.checked_shl(u32::try_from(b).unwrap_or(u32::MAX)).unwrap_or(0)
             } else {

@@ -28,15 +28,21 @@ pub struct OpDef {
     pub role: Role,
 }
 
+/// What a node takes, whatever it is; `None` where an optional input is left out.
+pub type Inputs = Vec<Option<Datum>>;
+
+/// What a node makes.
+pub type Outputs = Result<Vec<Datum>, OpError>;
+
 /// How an operator is evaluated.
 #[derive(Clone, Copy)]
 pub enum Eval {
     /// From tensors to tensors, as nearly all are.
     Tensors(fn(&EvalCtx<'_>, Args) -> Result<Vec<Tensor>, OpError>),
     /// Sequences and optional values come or go.
-    Data(fn(&EvalCtx<'_>, Vec<Option<Datum>>) -> Result<Vec<Datum>, OpError>),
+    Data(fn(&EvalCtx<'_>, Inputs) -> Outputs),
     /// It runs the graphs in its attributes.
-    Bodies(fn(&EvalCtx<'_>, Vec<Option<Datum>>, &dyn Bodies) -> Result<Vec<Datum>, OpError>),
+    Bodies(fn(&EvalCtx<'_>, Inputs, &dyn Bodies) -> Outputs),
 }
 
 impl OpDef {
