@@ -320,7 +320,8 @@ fn compare(got: &Tensor, want: &Tensor) -> Result<Tolerance, String> {
         if same || (g - w).abs() <= relative * largest.min(w.abs().max(1.0)) {
             continue;
         }
-        if !((g - w).abs() <= 1e-7 + 1e-3 * w.abs()) {
+        let is_close = (g - w).abs() <= 1e-7 + 1e-3 * w.abs();
+        if !is_close {
             return Err(format!("[{i}] is {g}, not {w}"));
         }
         tolerance = Tolerance::Package;
