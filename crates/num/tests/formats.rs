@@ -319,6 +319,27 @@ fn matmul_bnb4_has_onnxruntime_s_bytes() {
 }
 
 #[test]
+fn blocks_are_ggml_s_byte_for_byte() {
+    let file = golden("ggml_quants");
+    let x: Vec<f32> =
+        list(&file["x_bits"]).iter().map(|bits| f32::from_bits(hex_number(bits))).collect();
+    let matrix = Matrix::new(&x, usize_of(&file["shape"][1])).unwrap();
+    for name in ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"] {
+        let format = Format::named(name).unwrap();
+        let case = &file["results"][name];
+        let encoded = format.quantize(&matrix).unwrap();
+        assert_eq!(format.pack(&encoded, matrix.shape()), [hex(&case["bytes"])], "{name}");
+        let wanted: Vec<f32> = (hex(&case["dequant"]).chunks_exact(4))
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+            .collect();
+        assert_bits(&format.dequantize(&encoded, matrix.shape()), &wanted, name);
+    }
+    let ragged = Matrix::new(&x[..66], 33).unwrap();
+    let error = Format::named("q4_0").unwrap().quantize(&ragged).unwrap_err();
+    assert!(error.to_string().contains("whole blocks of 32"), "{error}");
+}
+
+#[test]
 fn hqq_finds_onnxruntime_s_zero_points_and_codes() {
     let file = golden("hqq");
     for case in list(&file["hqq"]) {

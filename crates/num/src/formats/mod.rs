@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`float`] (every floating type of at most 16 bits), [`int`], [`ternary`], [`power_of_two`],
 //! [`fixed_point`], [`block_float`], [`mx`], [`nvfp4`], [`codebook`] (NF4, FP4, the dynamic 8-bit map), [`nested`],
-//! [`llm_int8`], [`matmul_nbits`] and [`matmul_bnb4`], [`hqq`], [`search`].
+//! [`llm_int8`], [`ggml`], [`matmul_nbits`] and [`matmul_bnb4`], [`hqq`], [`search`].
 //!
 //! What is the same everywhere:
 //!
@@ -29,6 +29,7 @@ pub mod block_float;
 pub mod codebook;
 pub mod fixed_point;
 pub mod float;
+pub mod ggml;
 pub mod hqq;
 pub mod int;
 pub mod llm_int8;
@@ -75,6 +76,11 @@ pub static FORMATS: &[&FormatDef] = &[
     &nested::NF4,
     &nested::FP4,
     &llm_int8::DEF,
+    &ggml::Q4_0,
+    &ggml::Q4_1,
+    &ggml::Q5_0,
+    &ggml::Q5_1,
+    &ggml::Q8_0,
     &matmul_nbits::SYMMETRIC,
     &matmul_nbits::ASYMMETRIC,
     &matmul_bnb4::NF4,
