@@ -238,6 +238,8 @@ fn more_bits_lose_less_and_the_search_never_loses_more() {
             // An offset of half the interval, or a coarse grid without a scale.
             "uintN" | "ternary" | "hqqN" | "eXmY" | "pow2_N" | "fixedN" | "fp4_e2m1"
             | "fp6_e3m2" | "fp6_e2m3" => -20.0,
+            // Two bits by name.
+            "q2_k" => 10.0,
             _ if (1..=3).contains(&format.settings.n) => 0.0,
             _ => 12.0,
         };
