@@ -133,6 +133,13 @@ fn npz_error(path: &Path, error: std::io::Error) -> Error {
     }
 }
 
+/// The array of a `.npy` file.
+pub fn read_npy(path: &Path) -> Result<Tensor, Error> {
+    let array = Array::npy(path)?;
+    array.check_length()?;
+    array.read()
+}
+
 /// The arrays under the names of inputs: an archive with one array and no name for it (`arr_0`) is the one input's.
 fn named(specs: &[InputSpec], mut arrays: Vec<(String, Array)>) -> Vec<(String, Array)> {
     let required: Vec<_> = specs.iter().filter(|spec| spec.required).collect();

@@ -28,6 +28,7 @@ pub mod write;
 mod zip;
 
 pub use crate::{
+    arrays::read_npy,
     error::Error,
     labels::Labels,
     preprocess::{PRESETS, Preprocess, Preset},

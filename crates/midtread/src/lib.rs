@@ -19,12 +19,14 @@
 //! leave behind ([`Stats`], [`Plan`]) is text that can be saved, compared and edited:
 //! `load -> prepare -> calibrate -> plan -> apply -> save`.
 //!
-//! Reading order: [`mod@quantize`] (the whole way), [`evaluate`] (how good a model is), [`significance`], [`runtime`], [`latency`], [`samples`], [`demo`], [`error`].
+//! Reading order: [`mod@quantize`] (the whole way), [`evaluate`] (how good a model is), [`significance`], [`runtime`], [`latency`],
+//! [`samples`], [`demo`], [`mod@explain`] (one value, one tensor, every type), [`error`].
 #![forbid(unsafe_code)]
 
 pub mod demo;
 pub mod error;
 pub mod evaluate;
+pub mod explain;
 pub mod latency;
 pub mod quantize;
 pub mod runtime;

@@ -6,6 +6,7 @@ mod calibrate;
 mod compare;
 mod demo;
 mod evaluate;
+mod explain;
 mod inspect;
 mod plan;
 mod prepare;
@@ -43,6 +44,8 @@ pub(crate) enum Command {
     Compare(compare::Compare),
     /// Score a model on labelled data, or against another model
     Evaluate(evaluate::Evaluate),
+    /// Show what quantization does to a value or a tensor, and what each number type holds
+    Explain(explain::Explain),
 }
 
 impl Command {
@@ -60,6 +63,7 @@ impl Command {
             Self::Bench(args) => args.run(context),
             Self::Compare(args) => args.run(context),
             Self::Evaluate(args) => args.run(context),
+            Self::Explain(args) => args.run(context),
         }
     }
 }
