@@ -1,9 +1,11 @@
 //! What quantization did, as data, and that data as one self-contained HTML page.
 //!
 //! The page is a view of [`Report`]: it computes nothing, loads nothing from a network, and holds the same data as
-//! JSON. Reading order: the types below, [`html`] (the page), [`svg`] (its pictures).
+//! JSON. Reading order: the types below, [`html`] (the page), [`comparison`] (the page of
+//! two models compared), [`svg`] (its pictures).
 #![forbid(unsafe_code)]
 
+pub mod comparison;
 pub mod html;
 pub mod svg;
 
