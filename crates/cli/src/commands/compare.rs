@@ -8,11 +8,12 @@ use midtread::{
     compare::{Advice, Comparison, Options, TensorRow, compare},
     onnx,
     quant::calibrate::Samples,
+    report::comparison,
 };
 
 use crate::{
     args::DataArgs,
-    context::{Context, Outcome},
+    context::{Context, Outcome, write},
     samples,
     table::{percent, shorten, table},
 };
@@ -21,6 +22,7 @@ use crate::{
 #[command(after_help = "Examples:
   midtread compare model.onnx model.int8.onnx --data pictures/ --samples 64
   midtread compare model.onnx model.int8.onnx --data pictures/ --rows 0 --json > tensors.json
+  midtread compare model.onnx model.int8.onnx --data pictures/ --report compare.html
   midtread compare model.onnx model.int8.onnx --data pictures/ --min-output-sqnr 20")]
 pub(crate) struct Compare {
     /// The model before quantization
@@ -35,6 +37,9 @@ pub(crate) struct Compare {
     /// Exit with status 1 if an output has less signal to noise than this, in dB
     #[arg(long, value_name = "DB")]
     min_output_sqnr: Option<f64>,
+    /// Write all of it as one HTML page that needs no network
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 impl Compare {
@@ -52,6 +57,10 @@ impl Compare {
         let result = compare(&float, &quantized, &data, &options);
         bar.finish_and_clear();
         let result = result.map_err(Error::from)?;
+        if let Some(path) = &self.report {
+            context.check_interrupted()?;
+            write(path, self.page(&result)?.as_bytes())?;
+        }
         if context.json {
             context.print_json(&serde_json::to_value(&result)?);
         } else {
@@ -64,6 +73,13 @@ impl Compare {
             return Ok(Outcome::CheckFailed);
         }
         Ok(Outcome::Done)
+    }
+
+    fn page(&self, result: &Comparison) -> anyhow::Result<String> {
+        let title = format!("{} and {}", self.float.display(), self.quantized.display());
+        let prepared = if result.prepared { "; the float model was prepared first" } else { "" };
+        let subtitle = format!("{} samples{prepared}", result.samples);
+        Ok(comparison::page(&title, &subtitle, result)?)
     }
 
     fn show(&self, result: &Comparison, context: &Context) {
