@@ -625,43 +625,39 @@ pub struct TypeRow {
     pub accumulator: &'static str,
     /// The ONNX operator set whose QuantizeLinear (for floats of 16 bits: Cast) has it.
     pub onnx_opset: Option<u32>,
-    /// What runs it.
-    pub runtimes: &'static str,
 }
 
-/// What ONNX and runtimes make of a type: name, accumulator, operator set, runtimes.
-type Known = (&'static str, &'static str, Option<u32>, &'static str);
+/// What ONNX makes of a type: name, accumulator, operator set.
+type Known = (&'static str, &'static str, Option<u32>);
 
 /// Facts that no arithmetic gives. Operator sets: QuantizeLinear's type lists in ONNX 1.23; for float16 and bfloat16
 /// Cast's.
 const KNOWN: &[Known] = &[
-    ("float32", "float32", Some(1), "all"),
-    ("float16", "float16 or float32", Some(6), "all"),
-    ("bfloat16", "float32", Some(13), "onnxruntime (GPU), openvino, tensorrt"),
-    ("int8", "int32", Some(10), "all"),
-    ("uint8", "int32", Some(10), "all"),
-    ("int16", "int32 or int64", Some(21), "onnxruntime"),
-    ("uint16", "int32 or int64", Some(21), "onnxruntime"),
-    ("int4", "int32", Some(21), "onnxruntime, openvino, tensorrt (weights)"),
-    ("uint4", "int32", Some(21), "onnxruntime, openvino (weights)"),
-    ("int2", "int32", Some(25), "onnxruntime (weights)"),
-    ("uint2", "int32", Some(25), "onnxruntime (weights)"),
-    ("fp8_e4m3fn", "float32", Some(19), "onnxruntime, tensorrt"),
-    ("fp8_e5m2", "float32", Some(19), "onnxruntime"),
-    ("fp8_e4m3fnuz", "float32", Some(19), "onnxruntime"),
-    ("fp8_e5m2fnuz", "float32", Some(19), "onnxruntime"),
-    ("fp4_e2m1", "float32", Some(23), "tensorrt"),
-    ("fp6_e2m3", "float32", Some(28), "none"),
-    ("fp6_e3m2", "float32", Some(28), "none"),
-    ("nf4", "float32", None, "bitsandbytes"),
-    ("fp4", "float32", None, "bitsandbytes"),
-    ("nf4_nested", "float32", None, "bitsandbytes"),
-    ("fp4_nested", "float32", None, "bitsandbytes"),
-    ("llm_int8", "int32", None, "bitsandbytes"),
-    ("matmul_nbits4", "float32 or int32", None, "onnxruntime (com.microsoft)"),
-    ("matmul_nbits4_asymmetric", "float32 or int32", None, "onnxruntime (com.microsoft)"),
-    ("matmul_bnb4_nf4", "float32", None, "onnxruntime (com.microsoft)"),
-    ("matmul_bnb4_fp4", "float32", None, "onnxruntime (com.microsoft)"),
+    ("float32", "float32", Some(1)),
+    ("float16", "float16 or float32", Some(6)),
+    ("bfloat16", "float32", Some(13)),
+    ("int8", "int32", Some(10)),
+    ("uint8", "int32", Some(10)),
+    ("int16", "int32 or int64", Some(21)),
+    ("uint16", "int32 or int64", Some(21)),
+    ("int4", "int32", Some(21)),
+    ("uint4", "int32", Some(21)),
+    ("int2", "int32", Some(25)),
+    ("uint2", "int32", Some(25)),
+    ("fp8_e4m3fn", "float32", Some(19)),
+    ("fp8_e5m2", "float32", Some(19)),
+    ("fp8_e4m3fnuz", "float32", Some(19)),
+    ("fp8_e5m2fnuz", "float32", Some(19)),
+    ("fp4_e2m1", "float32", Some(23)),
+    ("nf4", "float32", None),
+    ("fp4", "float32", None),
+    ("nf4_nested", "float32", None),
+    ("fp4_nested", "float32", None),
+    ("llm_int8", "int32", None),
+    ("matmul_nbits4", "float32 or int32", None),
+    ("matmul_nbits4_asymmetric", "float32 or int32", None),
+    ("matmul_bnb4_nf4", "float32", None),
+    ("matmul_bnb4_fp4", "float32", None),
 ];
 
 /// Names under which families appear in the table.
@@ -710,7 +706,6 @@ fn float32() -> TypeRow {
         min_subnormal: Some(f64::from(f32::from_bits(1))),
         accumulator: "float32",
         onnx_opset: Some(1),
-        runtimes: "all",
     }
 }
 
@@ -731,7 +726,6 @@ fn row(name: &str) -> Result<TypeRow, Error> {
         min_subnormal: None,
         accumulator: known.map_or("float32", |known| known.1),
         onnx_opset: known.and_then(|known| known.2),
-        runtimes: known.map_or("none", |known| known.3),
     };
     if let Ok(ty) = float_type(name) {
         let smallest = if ty.mantissa_bits == 0 { ty.min_normal() } else { ty.min_subnormal() };

@@ -32,7 +32,7 @@ enum What {
     Value(Value),
     /// A tensor: scales, codes, errors, a histogram, other quantizers and calibrators beside it
     Tensor(Tensor),
-    /// Every number type: what it holds, what it costs, what runs it
+    /// Every number type: what it holds and what it costs
     Type {
         /// Only this one: float16, int4, nf4, e3m4, ...
         name: Option<String>,
@@ -269,7 +269,6 @@ fn show_types(rows: &[TypeRow], context: &Context) {
             "  ONNX operator set   {}",
             row.onnx_opset.map_or("–".into(), |n| n.to_string())
         ));
-        context.say(format!("  run by              {}", row.runtimes));
         return;
     }
     let titles = [
@@ -283,7 +282,6 @@ fn show_types(rows: &[TypeRow], context: &Context) {
         "subnormal",
         "accumulator",
         "opset",
-        "run by",
     ];
     let mut lines = vec![heading(&titles)];
     lines.extend(rows.iter().map(|row| {
@@ -298,7 +296,6 @@ fn show_types(rows: &[TypeRow], context: &Context) {
             number(row.min_subnormal),
             row.accumulator.to_owned(),
             row.onnx_opset.map_or("–".into(), |n| n.to_string()),
-            row.runtimes.to_owned(),
         ]
     }));
     context.say(table(&lines));
