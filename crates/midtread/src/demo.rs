@@ -10,6 +10,7 @@ use midtread_report::{ClassRow, NodeRow, Report, Step, TensorRow, Variant};
 use crate::{
     evaluate::{Prediction, score},
     quantize::Quantized,
+    runtime::Runtime,
 };
 
 /// One model, scored.
@@ -25,6 +26,8 @@ pub struct Figures {
     pub agreement: Option<f64>,
     /// Median time of one sample on one thread.
     pub latency_ms: f64,
+    /// What that was measured in.
+    pub runtime: Runtime,
     /// Share of right answers by class.
     pub by_class: Vec<f64>,
 }
@@ -37,7 +40,7 @@ impl Figures {
         answers: &[Prediction],
         right: &[Vec<usize>],
         float: Option<&[Prediction]>,
-        latency_ms: f64,
+        (latency_ms, runtime): (f64, Runtime),
     ) -> Self {
         let labels = |i: usize| right[i].clone();
         let scored = score(answers, Some(&labels), float);
@@ -57,6 +60,7 @@ impl Figures {
             top1: scored.top1.unwrap_or(0.0),
             agreement: scored.agreement,
             latency_ms,
+            runtime,
             by_class: counts.iter().map(share).collect(),
         }
     }
@@ -109,7 +113,7 @@ pub fn report(
         top1: Some(f.top1),
         agreement: f.agreement,
         latency_ms: Some(f.latency_ms),
-        runtime: "midtread interpreter".to_owned(),
+        runtime: format!("midtread {}", f.runtime.name()),
     };
     let node = |n: &midtread_quant::NodePlan| NodeRow {
         node: n.node.clone(),

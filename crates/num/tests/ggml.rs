@@ -61,7 +61,11 @@ fn bytes_and_values_are_those_of_ggml_with_and_without_importances() {
             let mut format = format;
             format.settings.importance = (!prefix.is_empty()).then_some(importance.as_slice());
             let encoded = format.quantize(&matrix).unwrap();
-            assert_eq!(format.pack(&encoded, shape), [bytes.clone()], "{prefix}{name}");
+            assert_eq!(
+                format.pack(&encoded, shape),
+                std::slice::from_ref(&bytes),
+                "{prefix}{name}"
+            );
             assert_eq!(format.unpack(&[&bytes], shape).unwrap(), encoded, "{prefix}{name}");
             let values = format.dequantize(&encoded, shape);
             if prefix.is_empty() {

@@ -3,6 +3,11 @@
 //! Every type works in three steps: a scale (and a minimum) for each sub-block, then integers for those with a
 //! `float16` for all of them, then the codes again with what the integers stand for.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "sub-blocks are addressed by their place in the block"
+)]
+
 use super::fit::{self, Loss, Steps};
 use super::{
     Block, BlockType, Importance, MAX_BLOCK, MAX_SUB_BLOCKS, f16, get_f16, nearest, put_f16,
