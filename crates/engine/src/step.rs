@@ -416,7 +416,7 @@ fn broadcast_add(
     pool: &Pool,
 ) -> Result<Tensor, OpError> {
     let def = midtread_ops::find("com.microsoft", "QLinearAdd").expect("it is in the table");
-    let node = Node::new("QLinearAdd", "", [], []).with_domain("com.microsoft");
+    let node = Node::new(def.op_type, "", [], []).with_domain(def.domain);
     let [a, b] = inputs;
     let with = |codes: Option<Tensor>, p: &Params| -> Result<Vec<Option<Tensor>>, OpError> {
         let zero = Tensor::from_bytes(p.dtype(), Vec::new(), vec![p.zero_point as u8].into())?;
