@@ -17,7 +17,7 @@ $sudo env DEBIAN_FRONTEND=noninteractive apt-get --quiet --quiet install --yes -
 tests=$(cargo test -p midtread-kernels --no-run 2>&1 | grep --only-matching 'target/debug/deps/midtread_kernels-[0-9a-f]*')
 folder=$(mktemp --directory)
 trap 'rm -rf "$folder"' EXIT
-mkdir -p "$folder"/root/{bin,proc,dev,tmp} "$folder"/iso/boot/isolinux
+mkdir -p "$folder"/system/{bin,proc,dev,tmp} "$folder"/iso/boot/isolinux
 
 # The kernel.
 package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ { print $2 }')
@@ -25,13 +25,13 @@ package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image
 cp "$folder"/kernel/boot/vmlinuz-* "$folder"/iso/boot/vmlinuz
 
 # Its only program.
-cp /bin/busybox "$folder"/root/bin/
-strip -o "$folder"/root/bin/tests "$tests"
+cp /bin/busybox "$folder"/system/bin/
+strip -o "$folder"/system/bin/tests "$tests"
 for library in $(ldd "$tests" | grep --only-matching '/lib[^ ]*'); do
-    install -D "$library" "$folder/root$library"
+    install -D "$library" "$folder/system$library"
 done
 skip="--skip functions_are_within --skip blocks_of_k --skip large_products"
-cat > "$folder"/root/init <<INIT
+cat > "$folder"/system/init <<INIT
 #!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t devtmpfs dev /dev
@@ -43,8 +43,8 @@ export PROPTEST_CASES=6 HOME=/tmp
 /bin/busybox sleep 3
 /bin/busybox poweroff -f
 INIT
-chmod +x "$folder"/root/init
-(cd "$folder"/root && find . | cpio --create --format newc --quiet | gzip -1 > ../iso/boot/initrd)
+chmod +x "$folder"/system/init
+(cd "$folder"/system && find . | cpio --create --format newc --quiet | gzip -1 > ../iso/boot/initrd)
 
 # What boots it.
 cp /usr/lib/ISOLINUX/isolinux.bin /usr/lib/syslinux/modules/bios/ldlinux.c32 "$folder"/iso/boot/isolinux/
