@@ -6,6 +6,7 @@
     oracle.py quantize MODEL OUT --inputs-dir DIR [--input-name X] [--method minmax|entropy|percentile]
               [--activation u8|s8] [--weight s8|u8] [--per-channel] [--format qdq|qoperator] [--limit N]
     oracle.py quantize-dynamic MODEL OUT [--weight s8|u8] [--per-channel]
+    oracle.py debug-pairs FLOAT QDQ --inputs-dir DIR [--input-name X] [--limit N]
     oracle.py same-proto A B
     oracle.py scales MODEL
     oracle.py time MODEL --inputs in.npz [--threads N] [--runs K]
@@ -208,6 +209,25 @@ def command_quantize_dynamic(args):
     return {"output": args.out}
 
 
+def command_debug_pairs(args):
+    """The tensors that ONNX Runtime's own debugging module matches: weights, and activations after a run."""
+    from onnxruntime.quantization import qdq_loss_debug as debug
+
+    name = args.input_name or only_input(args.float)
+    weights = debug.create_weight_matching(args.float, args.qdq)
+    collected = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, model in enumerate((args.float, args.qdq)):
+            path = os.path.join(folder, f"{i}.onnx")
+            debug.modify_model_output_intermediate_tensors(model, path)
+            collected.append(debug.collect_activations(path, FolderReader(args.inputs_dir, name, args.limit)))
+    activations = debug.create_activation_matching(collected[1], collected[0])
+    return {
+        "weights": sorted(weights),
+        "activations": sorted(name for name, found in activations.items() if found.get("float") is not None),
+    }
+
+
 # Looking into files
 
 
@@ -292,6 +312,11 @@ def parser():
     static.add_argument("--per-channel", action="store_true")
     static.add_argument("--format", choices=("qdq", "qoperator"), default="qdq")
     static.add_argument("--limit", type=int)
+
+    pairs = command("debug-pairs", command_debug_pairs, "float", "qdq")
+    pairs.add_argument("--inputs-dir", type=Path, required=True)
+    pairs.add_argument("--input-name")
+    pairs.add_argument("--limit", type=int)
 
     dynamic = command("quantize-dynamic", command_quantize_dynamic, "model", "out")
     dynamic.add_argument("--weight", choices=("s8", "u8"), default="s8")

@@ -278,3 +278,43 @@ fn the_same_bytes_come_out_whatever_the_thread_count() {
     assert_eq!(bytes[0], bytes[1]);
     assert_eq!(bytes[0], bytes[2]);
 }
+
+#[test]
+fn as_many_tensors_are_matched_as_onnxruntimes_own_debugging_matches() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, inputs) = (asset("efficientnet_lite0.onnx"), asset("lite0_npy"));
+    let theirs = folder.path().join("theirs.onnx");
+    #[rustfmt::skip]
+    oracle(&[
+        "quantize", text(&source), text(&theirs), "--inputs-dir", text(&inputs), "--limit", "4",
+        "--method", "minmax", "--activation", "u8", "--weight", "s8", "--per-channel", "--format", "qdq",
+    ]);
+    #[rustfmt::skip]
+    let found = oracle(&[
+        "debug-pairs", text(&source), text(&theirs), "--inputs-dir", text(&inputs), "--limit", "1",
+    ]);
+    let count = |kind: &str| found[kind].as_array().unwrap().len();
+    let (float, quantized) = (onnx::load(&source).unwrap(), onnx::load(&theirs).unwrap());
+    let options = midtread::compare::Options {
+        n_threads: 2,
+        max_bytes: None,
+        progress: &|_| {},
+        interrupted: &NEVER,
+    };
+    let samples = arrays(&float, &inputs, 2);
+    let result = midtread::compare::compare(&float, &quantized, &samples, &options).unwrap();
+    let is_activation = |t: &&midtread::compare::TensorRow| {
+        t.kind == midtread::compare::Kind::Activation && t.dtype.is_some()
+    };
+    let activations = result.tensors.iter().filter(is_activation).count();
+    let weights =
+        result.tensors.iter().filter(|t| t.kind != midtread::compare::Kind::Activation).count();
+    let all = (activations, weights, count("activations"), count("weights"));
+    assert!(count("activations") <= activations && count("weights") <= weights, "{all:?}");
+    assert!(40 < activations && 40 < weights, "{all:?}");
+    // What is matched is the same thing: the quantized model is close to the float one everywhere.
+    for t in result.tensors.iter().filter(is_activation) {
+        assert!(0.8 < t.cosine, "{}: cosine {} to {}", t.name, t.cosine, t.quantized_name);
+    }
+    assert!(result.outputs[0].kl.is_some_and(|kl| kl < 1.0), "{:?}", result.outputs);
+}
