@@ -248,7 +248,7 @@ fn quantized_models_compute_here_what_they_compute_in_onnxruntime() {
             let difference = largest_difference(&path, folder.path(), inputs);
             println!("{what}, sample {i}: {difference:e}");
             // 32 roundings of a float32 (2^-24 each): sums are in another order. None was seen in static models,
-            // which end in a quantized value, and five in the others.
+            // which end in a quantized value, and five of them (3e-7) in the others.
             let rounding = 2e-6;
             n_apart += usize::from(rounding < difference);
             // A sum in another order may move a value over a rounding threshold. That is a step of the last layer,

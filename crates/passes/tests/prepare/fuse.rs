@@ -1,11 +1,15 @@
 //! Batch norms and arithmetic that go into weights. Values are small integers and factors powers of two, so that both
 //! ways of computing are exact and must agree to the bit; one test has values that round.
 
+use std::{fs, path::Path};
+
 use crate::common::{
-    Builder, changes, ints, only, op_types, prepared, prepared_within, skips, values_of,
+    Builder, changes, inputs, ints, only, op_types, prepared, prepared_within, skips, values_of,
 };
-use midtread_graph::{AttrValue, Graph, Model, Node, Tensor, ValueId};
+use midtread_graph::{AttrValue, DataType, Graph, Model, Node, Tensor, Type, ValueId};
+use midtread_onnx::SaveOptions;
 use midtread_passes::prepare;
+use midtread_testkit::{npz, oracle};
 
 const FUSE: &[&str] = &["infer_shapes", "fuse_batch_norm", "fuse_mul", "fuse_add", "remove_unused"];
 
@@ -330,6 +334,47 @@ fn matmul_and_norm(x: &[&str], w: &[usize], n: usize, opset: i64) -> Model {
     let y = b.node("MatMul", &[x, w], "y");
     let z = batch_norm(&mut b, y, "z", n);
     b.model(opset, &[z])
+}
+
+/// Every output of ONNX Runtime, without its own optimizer, for the same inputs.
+fn in_onnxruntime(model: &Model, folder: &Path) -> Vec<(String, Tensor)> {
+    let paths = ["model.onnx", "in.npz", "out.npz"].map(|name| folder.join(name));
+    midtread_onnx::save(model, &paths[0], &SaveOptions::default()).unwrap();
+    npz::write(&paths[1], &inputs(model, 3));
+    let [file, given, answered] = paths.each_ref().map(|path| path.to_str().unwrap());
+    oracle(&["run", file, "--inputs", given, "--outputs", answered, "--no-optimize"]);
+    npz::read(&paths[2])
+}
+
+#[test]
+fn onnxruntime_computes_the_same_after_a_batch_norm_was_taken_in() {
+    let folder = std::env::temp_dir().join(format!("midtread-fuse-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    // Each before a BatchNormalization of four channels.
+    let before: [(&str, &[&str], &[usize], bool); 5] = [
+        ("MatMul", &["3", "5"], &[5, 4], false),
+        ("Gemm", &["3", "5"], &[5, 4], false),
+        ("Gemm", &["3", "5"], &[5, 4], true),
+        ("Conv", &["3", "2", "6", "5"], &[4, 2, 3, 2], true),
+        ("ConvTranspose", &["3", "2", "6", "5"], &[2, 4, 3, 2], true),
+    ];
+    for (op_type, x, w, has_bias) in before {
+        let mut b = Builder::default();
+        let mut operands = vec![b.input("x", x), b.weights("w", w)];
+        if has_bias {
+            operands.push(b.weights("b", &[4]));
+        }
+        let y = b.node(op_type, &operands, "y");
+        let z = batch_norm(&mut b, y, "z", 4);
+        b.graph.value_mut(z).ty = Some(Type::tensor(DataType::Float, None));
+        let model = b.model(13, &[z]);
+        let (after, _) = prepared(&model, &only(FUSE));
+        assert_eq!(after.graph.nodes.len(), 1, "{op_type}: {:?}", op_types(&after));
+        // Small integers and powers of two: no rounding in either.
+        let (was, is) = (in_onnxruntime(&model, &folder), in_onnxruntime(&after, &folder));
+        assert_eq!(was, is, "{op_type}, bias: {has_bias}");
+    }
+    fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]
