@@ -5,6 +5,7 @@ use midtread_kernels::quantized::{
     self as kernel, Add, Bytes, DepthwiseWeights, Out, Requant, Weights,
 };
 use midtread_num::{
+    QRange,
     bias::quantize_bias,
     requant::{multiplier, sum_factors},
 };
@@ -321,7 +322,8 @@ impl Work {
                     [a.into_plain(pool)?, b.into_plain(pool)?]
                 };
                 let mut y = pool.tensor(output.dtype(), a.dims().to_vec())?;
-                kernel::add(add, bytes(&a), bytes(&b), y.bytes_mut());
+                let sum = kernel::Pairwise::Add(*add);
+                kernel::pairwise(&sum, bytes(&a), bytes(&b), y.bytes_mut());
                 if is_last { Held::ChannelsLast(y) } else { Held::Plain(y) }
             }
             Self::GlobalAveragePool { x: params, y: out } => {
@@ -333,23 +335,22 @@ impl Work {
                 if n == 0 {
                     return Err(OpError::Invalid(format!("a mean over sizes {:?}", x.dims())));
                 }
-                let sum_of_zeros =
-                    i32::try_from(n).ok().and_then(|n| n.checked_mul(params.zero_point));
-                let Some(sum_of_zeros) = sum_of_zeros.filter(|_| n <= 1 << 22) else {
+                // Sums of so many codes, less their zero points, are `i32`.
+                if 1 << 22 < n {
                     return Err(OpError::Invalid(format!("a mean over {n} pixels")));
-                };
+                }
                 let factor = multiplier(params.scale, 1.0, out.scale * n as f32);
-                let requant = Requant::new(
-                    &vec![-sum_of_zeros; channels],
-                    &vec![factor; channels],
-                    out.codes(),
-                    out.zero_point,
-                );
+                let rule = kernel::Rule {
+                    factor: kernel::Factor::Float(factor),
+                    zero_point: out.zero_point,
+                    range: if out.is_signed { QRange::I8 } else { QRange::U8 },
+                };
                 let mut y = pool.tensor(out.dtype(), vec![images, 1, 1, channels])?;
                 kernel::global_average_pool(
                     [images, n, channels],
                     bytes(&x),
-                    &requant,
+                    params.zero_point,
+                    &rule,
                     y.bytes_mut(),
                 );
                 Held::ChannelsLast(y)
@@ -361,7 +362,7 @@ impl Work {
                 let [height, width] = conv.output();
                 let mut y = pool.tensor(x.dtype(), vec![conv.n, height, width, conv.c_out])?;
                 let bytes = Bytes { data: x.as_bytes(), is_signed: *is_signed };
-                kernel::max_pool(&conv, bytes, y.bytes_mut());
+                kernel::max_pool(&conv, [height, width], bytes, y.bytes_mut());
                 Held::ChannelsLast(y)
             }
             Self::Table { codes, out } => {

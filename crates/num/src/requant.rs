@@ -67,6 +67,11 @@ impl Multiplier {
         Some(Self { mantissa: mantissa as i32, shift: shift as u32 })
     }
 
+    /// What [`Multiplier::mantissa`] and [`Multiplier::shift`] of another gave, checked.
+    pub fn from_parts(mantissa: i32, shift: u32) -> Option<Self> {
+        (1 << 30 <= mantissa && (1..=62).contains(&shift)).then_some(Self { mantissa, shift })
+    }
+
     /// The 31 leading bits.
     pub fn mantissa(self) -> i32 {
         self.mantissa
@@ -89,6 +94,55 @@ impl Multiplier {
     /// [`Self::apply`], then `+ zero_point` and saturation to `range`.
     pub fn requantize(self, acc: i32, zero_point: i32, range: QRange) -> i32 {
         let q = self.apply(acc) + i64::from(zero_point);
+        q.clamp(i64::from(range.qmin()), i64::from(range.qmax())) as i32
+    }
+}
+
+/// Two positive real numbers as `mantissas * 2^-shift`, for the sum of two quantized values without floating point.
+///
+/// Invariant: the larger mantissa is that of its [`Multiplier`], and so is the shift.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SumMultipliers {
+    mantissas: [i32; 2],
+    shift: u32,
+}
+
+impl SumMultipliers {
+    /// The nearest multipliers (halves away from zero), or `None` where the larger is no [`Multiplier`] or the smaller
+    /// no positive number.
+    pub fn from_reals(reals: [f64; 2]) -> Option<Self> {
+        let larger = Multiplier::from_real(if reals[1] < reals[0] { reals[0] } else { reals[1] })?;
+        let mantissas = reals.map(|real| libm::round(libm::ldexp(real, larger.shift as i32)));
+        if !reals.iter().all(|&real| 0.0 < real) {
+            return None;
+        }
+        // The larger rounds to 2^31 at most where its own multiplier did not move to the next power of two.
+        let mantissas = mantissas.map(|m| if m < 2_147_483_647.0 { m as i32 } else { i32::MAX });
+        Some(Self { mantissas, shift: larger.shift })
+    }
+
+    /// What [`SumMultipliers::mantissas`] and [`SumMultipliers::shift`] of another gave, checked.
+    pub fn from_parts(mantissas: [i32; 2], shift: u32) -> Option<Self> {
+        let larger = Multiplier::from_parts(mantissas[0].max(mantissas[1]), shift)?;
+        (0 <= mantissas[0].min(mantissas[1])).then_some(Self { mantissas, shift: larger.shift })
+    }
+
+    /// The integers that the two values are multiplied with.
+    pub fn mantissas(self) -> [i32; 2] {
+        self.mantissas
+    }
+
+    /// The negated power of two that both are multiplied with.
+    pub fn shift(self) -> u32 {
+        self.shift
+    }
+
+    /// `saturate(round(steps[0] * reals[0] + steps[1] * reals[1]) + zero_point)`, halves towards positive infinity, for
+    /// steps of at most 16 bits.
+    pub fn requantize(self, steps: [i32; 2], zero_point: i32, range: QRange) -> i32 {
+        let product = |i: usize| i64::from(steps[i]) * i64::from(self.mantissas[i]);
+        let sum = product(0) + product(1);
+        let q = ((sum + (1 << (self.shift - 1))) >> self.shift) + i64::from(zero_point);
         q.clamp(i64::from(range.qmin()), i64::from(range.qmax())) as i32
     }
 }
@@ -190,6 +244,23 @@ mod tests {
         for (real, shift) in [((-32.0_f64).exp2(), 62), (29.0_f64.exp2(), 1)] {
             assert_eq!(Multiplier::from_real(real), Some(Multiplier { mantissa: 1 << 30, shift }));
         }
+    }
+
+    #[test]
+    fn the_sum_without_floating_point_is_the_nearest_code() {
+        let range = QRange::U8;
+        for (a, b) in [(0.25, 0.75), (1.3, 0.001), (0.7, 0.7), (1e-4, 1.0)] {
+            let sum = SumMultipliers::from_reals([a, b]).unwrap();
+            assert_eq!(SumMultipliers::from_parts(sum.mantissas(), sum.shift()), Some(sum));
+            for steps in [[3, 5], [-255, 255], [200, -7], [0, 0], [1, 1]] {
+                let real = f64::from(steps[0]) * a + f64::from(steps[1]) * b;
+                let code = sum.requantize(steps, 20, range);
+                let want = ((real + 0.5).floor() + 20.0).clamp(0.0, 255.0) as i32;
+                assert_eq!(code, want, "{steps:?} of {a} and {b}");
+            }
+        }
+        assert_eq!(SumMultipliers::from_reals([0.0, 1.0]), None);
+        assert_eq!(SumMultipliers::from_parts([1 << 29, 3], 31), None, "not normalized");
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub(super) trait Lanes: Copy {
     /// To the nearest integer, ties to even; `|x|` is below 2^31.
     fn round(self, x: Self::F) -> Self::I;
     fn store_f32(self, y: &mut [f32], x: Self::F);
+    fn store(self, y: &mut [i32; N], x: Self::I);
     /// Each lane as a byte: it is between -128 and 255.
     fn store_bytes(self, y: &mut [u8], x: Self::I);
 }
@@ -112,6 +113,10 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn store_f32(self, y: &mut [f32], x: [f32; 16]) {
         *y.first_chunk_mut().expect("sixteen lanes") = x;
+    }
+    #[inline(always)]
+    fn store(self, y: &mut [i32; N], x: [i32; 16]) {
+        *y = x;
     }
     #[inline(always)]
     fn store_bytes(self, y: &mut [u8], x: [i32; 16]) {
@@ -283,6 +288,12 @@ mod x86_64 {
                     unsafe { _mm256_storeu_ps(half.as_mut_ptr(), x) };
                 }
             }
+            fn store(y: &mut [i32; N], x: [__m256i; 2]) {
+                for (half, x) in y.as_chunks_mut::<8>().0.iter_mut().zip(x) {
+                    // SAFETY: a register's width of writable bytes; the store takes any alignment.
+                    unsafe { _mm256_storeu_si256(half.as_mut_ptr().cast(), x) };
+                }
+            }
             fn store_bytes(y: &mut [u8], x: [__m256i; 2]) {
                 // In each half of the register: four of the first eight lanes, then four of the last.
                 let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(x[0], x[1]));
@@ -355,6 +366,10 @@ mod x86_64 {
                 let y: &mut [f32; N] = first_mut(y);
                 // SAFETY: a register's width of writable bytes; the store takes any alignment.
                 unsafe { _mm512_storeu_ps(y.as_mut_ptr(), x) };
+            }
+            fn store(y: &mut [i32; N], x: __m512i) {
+                // SAFETY: a register's width of writable bytes; the store takes any alignment.
+                unsafe { _mm512_storeu_si512(y.as_mut_ptr().cast(), x) };
             }
             fn store_bytes(y: &mut [u8], x: __m512i) {
                 store_16(first_mut(y), _mm512_cvtepi32_epi8(x));

@@ -10,9 +10,9 @@
 //! `clamp(round(f32(acc) * scale), lo, hi) + zero_point`, the rounding to even. These are ONNX Runtime's CPU formulas
 //! for QLinearConv and QLinearMatMul. Every variant and every number of threads gives these bits.
 
-mod add;
 mod depthwise;
 mod lanes;
+mod pairwise;
 mod pool;
 mod product;
 mod requant;
@@ -21,11 +21,11 @@ mod windows;
 use crate::conv::Conv2d;
 use crate::variant::VariantInfo;
 
-pub use add::{Add, add};
 pub use depthwise::{DepthwiseWeights, depthwise};
-pub use pool::{global_average_pool, max_pool};
+pub use pairwise::{Add, Mul, Pairwise, pairwise, pairwise_broadcast};
+pub use pool::{Mean, average_pool, global_average_pool, max_pool};
 pub use product::{Weights, conv, product};
-pub use requant::{Out, Requant};
+pub use requant::{Factor, Out, Requant, Rule};
 
 /// Codes and whether they are signed.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +52,7 @@ fn code(byte: u8, is_signed: bool) -> i32 {
 
 /// The implementations, for `midtread inspect --cpu`.
 pub(crate) fn describe() -> Vec<VariantInfo> {
-    [product::describe(), depthwise::describe(), add::describe()].concat()
+    [product::describe(), depthwise::describe(), pairwise::describe()].concat()
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! From sums to codes.
 
+use midtread_num::QRange;
+use midtread_num::requant::{Multiplier, requantize};
+
 use super::lanes::{Lanes, N};
 
 /// How the sums of each output channel become codes, or numbers.
@@ -10,14 +13,51 @@ pub struct Requant {
     pub(super) scales: Vec<f32>,
     /// Added to numbers.
     shifts: Option<Vec<f32>>,
+    /// Instead of `scales`, where there is no floating point.
+    multipliers: Option<Vec<[Multiplier; N]>>,
     lo: f32,
     hi: f32,
+    codes: [i32; 2],
     zero_point: i32,
+}
+
+/// From one sum to a code, with the same factor for all.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rule {
+    /// What a sum is multiplied with.
+    pub factor: Factor,
+    /// Where it then lies.
+    pub zero_point: i32,
+    /// The codes that there are.
+    pub range: QRange,
+}
+
+/// What a sum is multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Factor {
+    /// In `f32`, as [`requantize`] does.
+    Float(f32),
+    /// Without floating point, as [`Multiplier::requantize`] does.
+    Fixed(Multiplier),
+}
+
+impl Rule {
+    /// The code of a sum.
+    #[inline]
+    pub fn code(&self, acc: i32) -> i32 {
+        match self.factor {
+            Factor::Float(factor) => requantize(acc, factor, self.zero_point, self.range),
+            Factor::Fixed(factor) => factor.requantize(acc, self.zero_point, self.range),
+        }
+    }
 }
 
 /// A [`Requant`] in registers.
 #[derive(Clone, Copy)]
-pub(super) struct Channels<L: Lanes> {
+pub(super) struct Channels<'a, L: Lanes> {
+    multipliers: Option<&'a [Multiplier; N]>,
+    codes: [i32; 2],
+    zero: i32,
     bias: L::I,
     scales: L::F,
     shifts: Option<L::F>,
@@ -26,10 +66,20 @@ pub(super) struct Channels<L: Lanes> {
     zero_point: L::I,
 }
 
-impl<L: Lanes> Channels<L> {
+impl<L: Lanes> Channels<'_, L> {
     /// The codes of sums.
     #[inline(always)]
     pub(super) fn codes(&self, l: L, sums: L::I) -> L::I {
+        if let Some(multipliers) = self.multipliers {
+            let mut acc = [0; N];
+            let [lo, hi] = self.codes;
+            l.store(&mut acc, l.add(sums, self.bias));
+            for (acc, multiplier) in acc.iter_mut().zip(multipliers) {
+                let code = multiplier.apply(*acc) + i64::from(self.zero);
+                *acc = code.clamp(i64::from(lo), i64::from(hi)) as i32;
+            }
+            return l.load(&acc);
+        }
         let x = l.clamp(self.scaled(l, sums), self.lo, self.hi);
         l.add(l.round(x), self.zero_point)
     }
@@ -82,12 +132,24 @@ impl Requant {
     pub fn new(bias: &[i32], scales: &[f32], codes: [i32; 2], zero_point: i32) -> Self {
         assert_eq!(bias.len(), scales.len(), "a bias and a scale for each channel");
         assert!(scales.iter().all(|s| s.is_finite()), "scales are numbers");
-        let n = bias.len().next_multiple_of(N);
-        let (mut bias, mut scales) = (bias.to_vec(), scales.to_vec());
-        bias.resize(n, 0);
-        scales.resize(n, 0.0);
-        let [lo, hi] = codes.map(|code| (code - zero_point) as f32);
-        Self { bias, scales, shifts: None, lo, hi, zero_point }
+        Self { scales: filled(scales, 0.0), ..Self::empty(bias, codes, zero_point) }
+    }
+
+    /// As [`Requant::new`], without floating point: [`Multiplier::requantize`].
+    ///
+    /// # Panics
+    ///
+    /// When the two differ in length.
+    pub fn fixed_point(
+        bias: &[i32],
+        multipliers: &[Multiplier],
+        codes: [i32; 2],
+        zero_point: i32,
+    ) -> Self {
+        assert_eq!(bias.len(), multipliers.len(), "a bias and a multiplier for each channel");
+        let one = Multiplier::from_real(1.0).expect("1 is in range");
+        let lanes = filled(multipliers, one).as_chunks().0.to_vec();
+        Self { multipliers: Some(lanes), ..Self::empty(bias, codes, zero_point) }
     }
 
     /// For [`Out::Numbers`] alone: `f32(sum + bias) * scale + shift`, each step rounded.
@@ -98,21 +160,36 @@ impl Requant {
     pub fn to_numbers(bias: &[i32], scales: &[f32], shifts: Option<&[f32]>) -> Self {
         assert_eq!(bias.len(), scales.len(), "a bias and a scale for each channel");
         assert!(shifts.is_none_or(|s| s.len() == bias.len()), "a shift for each channel");
-        let filled = |values: &[f32]| {
-            let mut values = values.to_vec();
-            values.resize(values.len().next_multiple_of(N), 0.0);
-            values
-        };
-        let mut bias = bias.to_vec();
-        bias.resize(bias.len().next_multiple_of(N), 0);
-        let (scales, shifts) = (filled(scales), shifts.map(filled));
-        Self { bias, scales, shifts, lo: 0.0, hi: 0.0, zero_point: 0 }
+        let shifts = shifts.map(|shifts| filled(shifts, 0.0));
+        Self { scales: filled(scales, 0.0), shifts, ..Self::empty(bias, [0, 0], 0) }
+    }
+
+    /// Other biases and scales for the same channels, in place.
+    ///
+    /// # Panics
+    ///
+    /// When they are not as many.
+    pub fn set_numbers(&mut self, values: impl ExactSizeIterator<Item = (i32, f32)>) {
+        assert_eq!(values.len().next_multiple_of(N), self.bias.len(), "as many channels");
+        for ((bias, scale), new) in self.bias.iter_mut().zip(&mut self.scales).zip(values) {
+            (*bias, *scale) = new;
+        }
+    }
+
+    fn empty(bias: &[i32], codes: [i32; 2], zero_point: i32) -> Self {
+        let [lo, hi] = codes.map(|code| (code - zero_point) as f32);
+        let bias = filled(bias, 0);
+        let scales = vec![0.0; bias.len()];
+        Self { bias, scales, shifts: None, multipliers: None, lo, hi, codes, zero_point }
     }
 
     /// What concerns the sixteen channels from `channel` on.
     #[inline(always)]
-    pub(super) fn channels<L: Lanes>(&self, l: L, channel: usize) -> Channels<L> {
+    pub(super) fn channels<L: Lanes>(&self, l: L, channel: usize) -> Channels<'_, L> {
         Channels {
+            multipliers: self.multipliers.as_ref().map(|lanes| &lanes[channel / N]),
+            codes: self.codes,
+            zero: self.zero_point,
             bias: l.load(&self.bias[channel..]),
             scales: l.load_f32(&self.scales[channel..]),
             shifts: self.shifts.as_ref().map(|shifts| l.load_f32(&shifts[channel..])),
@@ -126,4 +203,11 @@ impl Requant {
     pub(super) fn check(&self, n_channels: usize) {
         assert_eq!(self.bias.len(), n_channels.next_multiple_of(N), "a bias for each channel");
     }
+}
+
+/// Up to whole registers.
+fn filled<T: Copy>(values: &[T], with: T) -> Vec<T> {
+    let mut values = values.to_vec();
+    values.resize(values.len().next_multiple_of(N), with);
+    values
 }

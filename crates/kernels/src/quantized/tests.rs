@@ -1,6 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use midtread_num::QRange;
+use midtread_num::requant::{Multiplier, SumMultipliers};
+
 use crate::conv::tests::convs;
 
 /// Bytes of a linear congruential generator.
@@ -140,16 +143,16 @@ proptest! {
     ) {
         let (a, b) = (noise(n, seed), noise(n, seed ^ 1));
         let (a, b) = (Bytes { data: &a, is_signed: a_signed }, Bytes { data: &b, is_signed: b_signed });
-        let sum = Add { factors, offset, lo: 0.0, hi: 255.0 };
+        let sum = Pairwise::Add(Add { factors, offset, lo: 0.0, hi: 255.0 });
         let want: Vec<u8> = (0..n)
             .map(|i| {
                 let x = a.value(i) as f32 * factors[0] + b.value(i) as f32 * factors[1] + offset;
                 x.clamp(0.0, 255.0).round_ties_even() as u8
             })
             .collect();
-        add::tests::each_variant(&sum, a, b, |name, got| assert_eq!(got, want, "{name}"));
+        pairwise::tests::each_variant(&sum, a, b, |name, got| assert_eq!(got, want, "{name}"));
         let mut y = vec![0xAA; n];
-        add(&sum, a, b, &mut y);
+        pairwise(&sum, a, b, &mut y);
         prop_assert_eq!(y, want);
     }
 
@@ -161,13 +164,138 @@ proptest! {
     ) {
         let x = noise(images * pixels * channels, seed);
         let x = Bytes { data: &x, is_signed };
-        let (requant, bias, scales) = requant(channels, seed ^ 2, is_signed, 3);
+        let range = if is_signed { QRange::I8 } else { QRange::U8 };
+        let rule = Rule { factor: Factor::Float(0.37 / pixels as f32), zero_point: 3, range };
         let mut y = vec![0; images * channels];
-        global_average_pool([images, pixels, channels], x, &requant, &mut y);
+        global_average_pool([images, pixels, channels], x, 7, &rule, &mut y);
         for (i, &y) in y.iter().enumerate() {
             let (image, c) = (i / channels, i % channels);
-            let sum = (0..pixels).map(|p| x.value((image * pixels + p) * channels + c)).sum();
-            prop_assert_eq!(y, expected(sum, bias[c], scales[c], is_signed, 3).0);
+            let sum: i32 =
+                (0..pixels).map(|p| x.value((image * pixels + p) * channels + c) - 7).sum();
+            prop_assert_eq!(y, rule.code(sum) as u8);
+        }
+    }
+
+    #[test]
+    fn products_and_fixed_point_sums_of_codes_are_those_of_the_definition(
+        dims in prop::collection::vec(1_usize..9, 1..5),
+        ones in [0_u8..16, 0_u8..16],
+        (a_signed, b_signed, is_fixed, is_sum) in (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
+        seed: u64,
+    ) {
+        // Sizes of 1 of either input stand for any size.
+        let [a_dims, b_dims] = ones.map(|ones| {
+            dims.iter().enumerate().map(|(d, &n)| if ones >> d & 1 == 1 { 1 } else { n }).collect::<Vec<_>>()
+        });
+        let y_dims: Vec<usize> = a_dims.iter().zip(&b_dims).map(|(&a, &b)| a.max(b)).collect();
+        let len = |dims: &[usize]| dims.iter().product::<usize>();
+        let (a, b) = (noise(len(&a_dims), seed), noise(len(&b_dims), seed ^ 1));
+        let (a, b) = (Bytes { data: &a, is_signed: a_signed }, Bytes { data: &b, is_signed: b_signed });
+        let real = 0.0123_f32;
+        let factor = match is_fixed {
+            true => Factor::Fixed(Multiplier::from_real(f64::from(real)).unwrap()),
+            false => Factor::Float(real),
+        };
+        let rule = Rule { factor, zero_point: 5, range: QRange::U8 };
+        let sum = SumMultipliers::from_reals([0.31, 0.77]).unwrap();
+        let op = match is_sum {
+            true => Pairwise::AddFixed(sum, [7, 9], rule),
+            false => Pairwise::Mul(Mul { zero_points: [7, 9], rule }),
+        };
+        let at = |i: usize, dims: &[usize]| {
+            let (mut i, mut at, mut step) = (i, 0, 1);
+            for d in (0..dims.len()).rev() {
+                at += if dims[d] == 1 { 0 } else { i % y_dims[d] * step };
+                i /= y_dims[d];
+                step *= dims[d];
+            }
+            at
+        };
+        let want: Vec<u8> = (0..len(&y_dims))
+            .map(|i| {
+                let (a, b) = (a.value(at(i, &a_dims)) - 7, b.value(at(i, &b_dims)) - 9);
+                match is_sum {
+                    true => sum.requantize([a, b], 5, QRange::U8) as u8,
+                    false => rule.code(a * b) as u8,
+                }
+            })
+            .collect();
+        let mut y = vec![0xAA; want.len()];
+        pairwise_broadcast(&op, (a, &a_dims), (b, &b_dims), &y_dims, &mut y);
+        prop_assert_eq!(&y, &want);
+        if a_dims == b_dims {
+            pairwise::tests::each_variant(&op, a, b, |name, got| assert_eq!(got, want, "{name}"));
+        }
+    }
+
+    #[test]
+    fn a_product_without_floating_point_gives_the_codes_of_the_definition(
+        (m, k, n) in (1_usize..10, 1_usize..40, 1_usize..40),
+        seed: u64,
+    ) {
+        let (x, w) = (noise(m * k, seed), noise(k * n, seed ^ 1));
+        let x = Bytes { data: &x, is_signed: false };
+        let weights = Weights::new(k, n, |p, j| w[p * n + j].cast_signed());
+        let (_, bias, scales) = requant(n, seed ^ 2, false, 0);
+        let multipliers: Vec<Multiplier> =
+            scales.iter().map(|&s| Multiplier::from_real(f64::from(s)).unwrap()).collect();
+        let requant = Requant::fixed_point(&bias, &multipliers, [2, 250], 11);
+        let mut y = vec![0xAA; m * n];
+        product(m, x, &weights, &requant, &mut Out::Codes(&mut y));
+        for (i, &y) in y.iter().enumerate() {
+            let (row, j) = (i / n, i % n);
+            let sum: i32 =
+                (0..k).map(|p| x.value(row * k + p) * i32::from(w[p * n + j].cast_signed())).sum();
+            let code = multipliers[j].requantize(sum + bias[j], 11, QRange::U8).clamp(2, 250);
+            prop_assert_eq!(i32::from(y), code);
+        }
+    }
+
+    #[test]
+    fn a_mean_over_windows_is_the_mean_of_the_pixels_inside(
+        conv in convs(),
+        (is_fixed, include_pads) in (any::<bool>(), any::<bool>()),
+        seed: u64,
+    ) {
+        let pads = std::array::from_fn(|d| conv.pads[d].min(conv.kernel[d % 2] - 1));
+        let (groups, c_out) = (conv.c_in, conv.c_in);
+        let conv = Conv2d { groups, c_out, pads, dilations: [1, 1], ..conv };
+        let ([x_len, _, y_len], c) = (conv.lens(), conv.c_in);
+        let x = noise(x_len, seed);
+        let x = Bytes { data: &x, is_signed: false };
+        let rules: Vec<Rule> = (1..=conv.kernel[0] * conv.kernel[1])
+            .map(|n| {
+                let factor = Factor::Fixed(Multiplier::from_real(0.4 / n as f64).unwrap());
+                Rule { factor, zero_point: 9, range: QRange::U8 }
+            })
+            .collect();
+        let mean = match is_fixed {
+            true => Mean::Fixed(&rules),
+            false => Mean::Float { scales: [0.02, 0.05], zero_point: 9, range: QRange::U8 },
+        };
+        let mut y = vec![0xAA; y_len];
+        average_pool(&conv, conv.output(), include_pads, x, 100, &mean, &mut y);
+        let [out_h, out_w] = conv.output();
+        for (i, &y) in y.iter().enumerate() {
+            let (image, row, col, channel) =
+                (i / (out_h * out_w * c), i / (out_w * c) % out_h, i / c % out_w, i % c);
+            let seen: Vec<i32> = (0..conv.kernel[0] * conv.kernel[1]).filter_map(|t| {
+                let r = (row * conv.strides[0] + t / conv.kernel[1]).checked_sub(conv.pads[0])?;
+                let s = (col * conv.strides[1] + t % conv.kernel[1]).checked_sub(conv.pads[1])?;
+                let is_inside = r < conv.input[0] && s < conv.input[1];
+                let at = ((image * conv.input[0] + r) * conv.input[1] + s) * c + channel;
+                is_inside.then(|| x.value(at) - 100)
+            }).collect();
+            // Without `ceil_mode` no window reaches past the padding.
+            let n = if include_pads { conv.kernel[0] * conv.kernel[1] } else { seen.len() };
+            let want = match is_fixed {
+                true => rules[n - 1].code(seen.iter().sum()),
+                false => {
+                    let sum: f32 = seen.iter().map(|&x| x as f32 * 0.02).sum();
+                    (sum / n as f32 / 0.05 + 9.0).round_ties_even().clamp(0.0, 255.0) as i32
+                }
+            };
+            prop_assert_eq!(i32::from(y), want);
         }
     }
 
@@ -185,7 +313,7 @@ proptest! {
         let x = noise(x_len, seed);
         let x = Bytes { data: &x, is_signed };
         let mut y = vec![0xAA; y_len];
-        max_pool(&conv, x, &mut y);
+        max_pool(&conv, conv.output(), x, &mut y);
         let [out_h, out_w] = conv.output();
         for (i, &y) in y.iter().enumerate() {
             let (image, row, col, channel) =
