@@ -2,6 +2,7 @@
 
 use std::{num::NonZero, path::PathBuf, str::FromStr};
 
+use anyhow::bail;
 use clap::{Args as ClapArgs, Parser, builder::PossibleValue};
 use midtread::{
     num::Symmetry,
@@ -9,6 +10,7 @@ use midtread::{
     quant::{
         Format,
         calibrate::{CALIBRATORS, Calibrator},
+        half::{HalfOptions, HalfType},
         plan::{
             BiasForm, IntType, Io, Overrides, Pattern, PlanOptions, Scheme, TARGETS, Target,
             WeightGranularity as Granularity,
@@ -153,9 +155,12 @@ pub(crate) struct PlanArgs {
     /// Type of activations: u8, i8, u16, i16
     #[arg(long, default_value = "u8", value_name = "TYPE")]
     pub(crate) activations: IntType,
-    /// Type of weights: i8, u8, i4, u4
+    /// Type of weights: i8, u8, i16, u16, i4, u4; or the whole model in float16 or bfloat16
     #[arg(long, default_value = "i8", value_name = "TYPE")]
-    pub(crate) weights: IntType,
+    pub(crate) weights: WeightType,
+    /// With float16 and bfloat16: the model's own inputs and outputs stay float32
+    #[arg(long)]
+    pub(crate) keep_io_types: bool,
     /// Put the zero point of activations in the middle of the type
     #[arg(long)]
     pub(crate) symmetric_activations: bool,
@@ -186,6 +191,29 @@ pub(crate) struct PlanArgs {
     /// The device: a name or a TOML file
     #[arg(long, default_value = "onnxruntime_cpu", value_name = "NAME|FILE", long_help = target_help())]
     pub(crate) target: String,
+}
+
+/// What weights become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WeightType {
+    /// Integers with scales.
+    Int(IntType),
+    /// Not only they: the model computes in this type.
+    Half(HalfType),
+}
+
+impl FromStr for WeightType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<HalfType>() {
+            Ok(half) => Ok(Self::Half(half)),
+            Err(_) => text
+                .parse()
+                .map(Self::Int)
+                .map_err(|err: String| format!("{err}; nor is it float16 or bfloat16")),
+        }
+    }
 }
 
 fn target_help() -> String {
@@ -244,7 +272,42 @@ impl CalibratorArgs {
 }
 
 impl PlanArgs {
+    /// What was asked for, where the whole model is to be in 16 bits. Options that would have no effect are refused.
+    pub(crate) fn half(&self, format: Option<Format>) -> anyhow::Result<Option<HalfOptions>> {
+        let WeightType::Half(half) = self.weights else {
+            if self.keep_io_types {
+                bail!("--keep-io-types goes with --weights float16 or bfloat16");
+            }
+            return Ok(None);
+        };
+        let idle = [
+            (self.scheme != "static", "--scheme"),
+            (self.activations != IntType::U8, "--activations"),
+            (self.calibrator.calibrator != "min_max", "--calibrator"),
+            (self.symmetric_activations, "--symmetric-activations"),
+            (self.asymmetric_weights, "--asymmetric-weights"),
+            (self.granularity != Granularity::PerChannel, "--granularity"),
+            (self.reduce_range, "--reduce-range"),
+            (self.bias != BiasForm::Int32, "--bias"),
+            (self.io != Io::Float, "--io"),
+            (self.overrides.is_some(), "--overrides"),
+            (format.is_some_and(|format| format != Format::Qdq), "--format"),
+        ];
+        if let Some((_, option)) = idle.iter().find(|(is_set, _)| *is_set) {
+            bail!("{option} is about integers, and --weights {half} makes a model in {half}");
+        }
+        Ok(Some(HalfOptions {
+            half,
+            keep_io_types: self.keep_io_types,
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+        }))
+    }
+
     pub(crate) fn options(&self) -> anyhow::Result<PlanOptions> {
+        let WeightType::Int(weight_type) = self.weights else {
+            unreachable!("16-bit models have options of their own")
+        };
         let overrides = match &self.overrides {
             Some(path) => Overrides::from_toml(&path.display().to_string(), &read_text(path)?)
                 .map_err(midtread::Error::from)?,
@@ -256,7 +319,7 @@ impl PlanArgs {
             scheme: self.scheme.parse::<Scheme>().map_err(midtread::Error::Options)?,
             activation_type: self.activations,
             activation_symmetry: symmetry(!self.symmetric_activations),
-            weight_type: self.weights,
+            weight_type,
             weight_symmetry: self.asymmetric_weights.then_some(Symmetry::Asymmetric),
             granularity: self.granularity,
             reduce_range: self.reduce_range,

@@ -471,10 +471,27 @@ impl Node {
 
     /// The graphs in the attributes (bodies of If, Loop, Scan).
     pub fn subgraphs(&self) -> impl Iterator<Item = &Graph> {
-        self.attrs.iter().flat_map(|a| match &a.value {
-            AttrValue::Graph(graph) => std::slice::from_ref(&**graph),
+        self.bodies().map(|(_, graph)| graph)
+    }
+
+    /// The same graphs, each with its attribute's name.
+    pub fn bodies(&self) -> impl Iterator<Item = (&str, &Graph)> {
+        self.attrs.iter().flat_map(|a| {
+            let graphs: &[Graph] = match &a.value {
+                AttrValue::Graph(graph) => std::slice::from_ref(&**graph),
+                AttrValue::Graphs(graphs) => graphs,
+                _ => &[],
+            };
+            graphs.iter().map(|graph| (a.name.as_str(), graph))
+        })
+    }
+
+    /// The same graphs, to be changed, in the same order.
+    pub fn subgraphs_mut(&mut self) -> impl Iterator<Item = &mut Graph> {
+        self.attrs.iter_mut().flat_map(|a| match &mut a.value {
+            AttrValue::Graph(graph) => std::slice::from_mut(&mut **graph),
             AttrValue::Graphs(graphs) => graphs,
-            _ => &[],
+            _ => &mut [],
         })
     }
 }

@@ -19,7 +19,7 @@
 //! leave behind ([`Stats`], [`Plan`]) is text that can be saved, compared and edited:
 //! `load -> prepare -> calibrate -> plan -> apply -> save`.
 //!
-//! Reading order: [`mod@quantize`] (the whole way), [`evaluate`] (how good a model is), [`significance`], [`runtime`], [`latency`],
+//! Reading order: [`mod@quantize`] (the whole way), [`mod@half`] (the same to float16 and bfloat16), [`evaluate`] (how good a model is), [`significance`], [`runtime`], [`latency`],
 //! [`samples`], [`demo`], [`mod@explain`] (one value, one tensor, every type), [`error`].
 #![forbid(unsafe_code)]
 
@@ -27,6 +27,7 @@ pub mod demo;
 pub mod error;
 pub mod evaluate;
 pub mod explain;
+pub mod half;
 pub mod latency;
 pub mod quantize;
 pub mod runtime;

@@ -6,7 +6,7 @@ use midtread_graph::Model;
 use midtread_passes::PrepareOptions;
 use midtread_quant::{
     Format, Plan, PlanOptions, Scheme, Stats, Target, apply,
-    calibrate::{self, CalibrateError, Calibrator, Collect, RangeGoal, Samples},
+    calibrate::{self, CalibrateError, Calibrator, Collect, RangeGoal, Samples, Watch},
     plan::{Ranges, fingerprint, plan_ranges},
     required_opset,
 };
@@ -150,22 +150,47 @@ pub fn measure(
     collect: Collect,
     options: &Options<'_>,
 ) -> Result<Stats, Error> {
-    options.progress.stage("calibrate", Some(samples.names().len()));
-    let stats = calibrate::calibrate(
-        prepared,
-        samples,
-        &calibrate::Options {
-            model: fingerprint(prepared),
-            collect,
-            n_threads: options.n_threads,
-            max_bytes: options.max_bytes,
-            progress: &|n| options.progress.done(n),
-            interrupted: options.interrupted,
-        },
-    );
-    match stats {
-        Err(calibrate::RunError::Interrupted) => Err(Error::Interrupted),
-        other => Ok(other?),
+    Measuring {
+        collect,
+        watch: Watch::Quantizable,
+        n_threads: options.n_threads,
+        max_bytes: options.max_bytes,
+        progress: options.progress,
+        interrupted: options.interrupted,
+    }
+    .run(prepared, samples)
+}
+
+/// How a model is measured.
+pub(crate) struct Measuring<'a> {
+    pub(crate) collect: Collect,
+    pub(crate) watch: Watch,
+    pub(crate) n_threads: usize,
+    pub(crate) max_bytes: Option<usize>,
+    pub(crate) progress: &'a dyn Progress,
+    pub(crate) interrupted: &'a AtomicBool,
+}
+
+impl Measuring<'_> {
+    pub(crate) fn run(&self, prepared: &Model, samples: &dyn Samples) -> Result<Stats, Error> {
+        self.progress.stage("calibrate", Some(samples.names().len()));
+        let stats = calibrate::calibrate(
+            prepared,
+            samples,
+            &calibrate::Options {
+                model: fingerprint(prepared),
+                collect: self.collect,
+                watch: self.watch,
+                n_threads: self.n_threads,
+                max_bytes: self.max_bytes,
+                progress: &|n| self.progress.done(n),
+                interrupted: self.interrupted,
+            },
+        );
+        match stats {
+            Err(calibrate::RunError::Interrupted) => Err(Error::Interrupted),
+            other => Ok(other?),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Weights in `Constant` nodes are invisible to everything that looks for initializers, quantizers first of all.
 
-use midtread_graph::{AttrValue, Model, Node, Notes, Rewrite, Tensor};
+use midtread_graph::{AttrValue, Graph, Model, Node, Notes, Rewrite, Tensor};
 
 use crate::{
     error::Error,
@@ -19,7 +19,13 @@ pub static DEF: PassDef = PassDef {
 };
 
 fn run(model: &mut Model, ctx: &mut Ctx<'_>) -> Result<(), Error> {
-    let graph = &mut model.graph;
+    lift(&mut model.graph, ctx);
+    Ok(())
+}
+
+/// In one graph and in the graphs of its nodes' attributes.
+fn lift(graph: &mut Graph, ctx: &mut Ctx<'_>) {
+    graph.nodes.iter_mut().flat_map(Node::subgraphs_mut).for_each(|body| lift(body, ctx));
     let view = View::new(graph);
     let mut rewrite = Rewrite::default();
     for i in 0..graph.nodes.len() {
@@ -43,7 +49,6 @@ fn run(model: &mut Model, ctx: &mut Ctx<'_>) -> Result<(), Error> {
         }
     }
     rewrite.apply(graph);
-    Ok(())
 }
 
 /// The tensor of a `Constant` node, which has exactly one of the attributes.

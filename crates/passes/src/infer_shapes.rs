@@ -4,7 +4,10 @@
 //! computed with (`Shape`, `Gather`, `Concat`, ...) are followed too. What a file says of a value is used where the
 //! rules leave something open, and reported where they contradict it.
 
-use std::{cell::Cell, collections::BTreeMap};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+};
 
 use midtread_graph::{
     Dim, Graph, Model, Node, Type, TypeKind, ValueId,
@@ -34,6 +37,7 @@ fn run(model: &mut Model, ctx: &mut Ctx<'_>) -> Result<(), Error> {
         ctx.skip(node, because.clone());
     }
     let n_learned = write_types(&mut model.graph, &inference.infos);
+    write_body_types(&mut model.graph, &inference);
     ctx.learned_types(n_learned);
     Ok(())
 }
@@ -48,6 +52,8 @@ pub struct Inference {
     /// Nodes whose form is not known, or that the shape rule found to be against the specification: the label, and
     /// what the rule said.
     pub refusals: Vec<(String, String)>,
+    /// Of the graphs in nodes' attributes: by the node's index, and the graph's place among [`Node::subgraphs`].
+    pub bodies: BTreeMap<(usize, usize), Inference>,
 }
 
 /// Applies the shape rules of all nodes, in their order, which must be topological.
@@ -112,10 +118,14 @@ impl Scope<'_> {
             result.infos[id.idx()] = merge(info, ty, false).0;
         }
 
-        for node in &graph.nodes {
+        for (i, node) in graph.nodes.iter().enumerate() {
             let inputs: Vec<Option<Info>> =
                 node.inputs.iter().map(|id| Some(result.infos[(*id)?.idx()].clone())).collect();
-            let outputs = match self.infer_node(graph, &result.infos, node, &inputs) {
+            let bodies = RefCell::default();
+            let outputs = self.infer_node(graph, &result.infos, node, &inputs, &bodies);
+            let bodies = bodies.into_inner().into_iter();
+            result.bodies.extend(bodies.map(|(k, inference)| ((i, k), inference)));
+            let outputs = match outputs {
                 Ok(outputs) => outputs,
                 Err(because) => {
                     result.refusals.push((graph.label(node).to_owned(), because));
@@ -141,6 +151,7 @@ impl Scope<'_> {
         infos: &[Info],
         node: &Node,
         inputs: &[Option<Info>],
+        bodies: &RefCell<BTreeMap<usize, Inference>>,
     ) -> Result<Vec<Info>, String> {
         let key = (canonical_domain(&node.domain), &node.op_type, &node.overload);
         let function = self
@@ -160,7 +171,11 @@ impl Scope<'_> {
         let body = |body: &Graph, given: Vec<Info>| {
             let scope = Scope { outer: Some((self, graph, infos)), ..*self };
             let inference = scope.infer(body, Some(given));
-            body.outputs.iter().map(|id| inference.infos[id.idx()].clone()).collect()
+            let outputs = body.outputs.iter().map(|id| inference.infos[id.idx()].clone()).collect();
+            if let Some(k) = node.subgraphs().position(|g| std::ptr::eq(g, body)) {
+                bodies.borrow_mut().insert(k, inference);
+            }
+            outputs
         };
         let mut ctx = InferCtx::new(node, opset, inputs, self.n_fresh).with_bodies(&body);
         (def.infer)(&mut ctx).map_err(|err| err.to_string())?;
@@ -264,6 +279,26 @@ fn write_types(graph: &mut Graph, infos: &[Info]) -> usize {
         }
     }
     n_changed
+}
+
+/// Gives the values of the graphs in attributes their element types, those that they capture included. They are known
+/// to whoever looks at the graph, and not written to the file.
+fn write_body_types(graph: &mut Graph, inference: &Inference) {
+    for (i, node) in graph.nodes.iter_mut().enumerate() {
+        for (k, body) in node.subgraphs_mut().enumerate() {
+            let Some(inner) = inference.bodies.get(&(i, k)) else { continue };
+            for id in body.value_ids() {
+                let info = &inner.infos[id.idx()];
+                let value = body.value_mut(id);
+                if let (None, None, Some(elem)) = (&value.ty, &info.element, info.elem) {
+                    let dims = info.dims.as_ref();
+                    let dims = dims.map(|dims| dims.iter().map(SymDim::to_dim).collect());
+                    value.ty = Some(Type::tensor(elem, dims));
+                }
+            }
+            write_body_types(body, inner);
+        }
+    }
 }
 
 /// A graph output's sizes keep the names that the file gives them, where no number is known.

@@ -9,12 +9,14 @@
 //! apply:     Model + Plan + Format    -> Model   the only code that writes Q/DQ nodes
 //! ```
 //!
-//! Reading order: [`calibrate`], [`mod@plan`] (its types first, then `decide`), [`mod@apply`], [`error`].
+//! Reading order: [`calibrate`], [`mod@plan`] (its types first, then `decide`), [`mod@apply`], [`half`] (float16 and bfloat16
+//! models: a plan and an `apply` of their own), [`error`].
 #![forbid(unsafe_code)]
 
 pub mod apply;
 pub mod calibrate;
 pub mod error;
+pub mod half;
 pub mod plan;
 
 pub use apply::{Format, apply, required_opset};

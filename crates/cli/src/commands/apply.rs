@@ -6,6 +6,7 @@ use clap::Args;
 use midtread::{
     Plan,
     onnx::{self, SaveOptions},
+    quant::half::{self, HalfPlan},
 };
 use serde_json::json;
 
@@ -36,17 +37,34 @@ pub(crate) struct Apply {
     opset: OpsetArgs,
 }
 
+/// The two kinds of plans.
+enum AnyPlan {
+    Integers(Plan),
+    Half(HalfPlan),
+}
+
 impl Apply {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
-        let plan = Plan::from_text(&read_text(&self.plan)?).map_err(midtread::Error::from)?;
+        let text = read_text(&self.plan)?;
+        let half_key = format!("{{\"{}\"", half::text::KEY);
+        let plan = match text.starts_with(&half_key) {
+            true => HalfPlan::from_text(&text).map(AnyPlan::Half),
+            false => Plan::from_text(&text).map(AnyPlan::Integers),
+        };
+        let plan = plan.map_err(midtread::Error::from)?;
         let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
         let bytes_in = samples::model_bytes(&self.model, &model)?;
+        let prepare = self.prepare.options(Some(self.opset.opset))?;
         let (prepared, _) =
-            midtread::passes::prepare(model, &self.prepare.options(Some(self.opset.opset))?)
-                .map_err(midtread::Error::from)?;
-        let result =
-            midtread::apply(&prepared, &plan, self.format.format).map_err(midtread::Error::from)?;
-        let output = self.output.clone().unwrap_or_else(|| default_output(&self.model, "int8"));
+            midtread::passes::prepare(model, &prepare).map_err(midtread::Error::from)?;
+        let (result, tag) = match &plan {
+            AnyPlan::Half(plan) => (half::apply(&prepared, plan), plan.half.name()),
+            AnyPlan::Integers(plan) => {
+                (midtread::apply(&prepared, plan, self.format.format), "int8")
+            }
+        };
+        let result = result.map_err(midtread::Error::from)?;
+        let output = self.output.clone().unwrap_or_else(|| default_output(&self.model, tag));
         context.check_interrupted()?;
         let saved =
             onnx::save(&result, &output, &SaveOptions::default()).map_err(midtread::Error::from)?;

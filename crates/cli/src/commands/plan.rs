@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use midtread::onnx;
+use midtread::{onnx, quant::half::HalfOptions};
 use serde_json::json;
 
-use super::quantize::{ledger, ledger_text};
+use super::quantize::{half_ledger, half_ledger_text, half_summary, ledger, ledger_text};
 use crate::{
     args::{OpsetArgs, PlanArgs, PrepareArgs},
     context::{Context, Outcome, write},
@@ -35,6 +35,9 @@ pub(crate) struct PlanCommand {
 
 impl PlanCommand {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
+        if let Some(options) = self.plan.half(None)? {
+            return self.run_half(&options, context);
+        }
         let (options, target) = (self.plan.options()?, self.plan.target()?);
         let stats = self.stats.as_deref().map(super::stats::load).transpose()?;
         let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
@@ -62,6 +65,28 @@ impl PlanCommand {
             counts.float
         ));
         context.say(ledger_text(&plan, false).trim_end());
+        Ok(Outcome::Done)
+    }
+
+    fn run_half(&self, options: &HalfOptions, context: &Context) -> anyhow::Result<Outcome> {
+        let target = self.plan.target()?;
+        let stats = self.stats.as_deref().map(super::stats::load).transpose()?;
+        let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
+        let prepare = self.prepare.options(Some(self.opset.opset))?;
+        let prepared = midtread::half::prepare(model, &prepare, options.half)?;
+        let plan = midtread::quant::half::plan(&prepared, stats.as_ref(), &target, options)
+            .map_err(midtread::Error::from)?;
+        write(&self.output, plan.to_text().as_bytes())?;
+        if context.json {
+            let counts = plan.counts();
+            context.print_json(&json!({
+                "output": self.output.display().to_string(),
+                "nodes": { "half": counts.half, "float": counts.float, "either": counts.either },
+                "ledger": half_ledger(&plan),
+            }));
+        }
+        context.say(format!("{}: {}", self.output.display(), half_summary(&plan)));
+        context.say(half_ledger_text(&plan, false).trim_end());
         Ok(Outcome::Done)
     }
 }

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use midtread::{
-    Options, Quantized,
+    Options, Quantized, half,
     onnx::{self, SaveOptions},
     quant::{
         Plan, Scheme,
+        half::{HalfConstant, HalfDecision, HalfOptions, HalfPlan, Storage},
         plan::{Decision, NodePlan},
     },
     quantize::peak_bytes,
@@ -26,7 +27,8 @@ use crate::{
   midtread quantize mobilenet.onnx --data pictures/ --preprocess imagenet -o mobilenet.int8.onnx
   midtread quantize bert.onnx --scheme dynamic -o bert.int8.onnx
   midtread quantize model.onnx --data samples.npz --calibrator percentile --exclude 'head/*'
-  midtread quantize model.onnx --scheme weight_only --weights i4 --granularity blocked:32")]
+  midtread quantize model.onnx --scheme weight_only --weights i4 --granularity blocked:32
+  midtread quantize model.onnx --weights float16 --data samples.npz --keep-io-types")]
 pub(crate) struct Quantize {
     /// The float model
     model: PathBuf,
@@ -55,6 +57,9 @@ pub(crate) struct Quantize {
 impl Quantize {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
         let start = std::time::Instant::now();
+        if let Some(options) = self.plan.half(Some(self.format.format))? {
+            return self.run_half(options, context);
+        }
         let plan = self.plan.options()?;
         let output = self.output.clone().unwrap_or_else(|| default_output(&self.model, "int8"));
         let outputs = [Some(&output), self.save_stats.as_ref(), self.save_plan.as_ref()];
@@ -117,6 +122,149 @@ impl Quantize {
         context.say(ledger_text(&result.plan, self.ledger).trim_end());
         Ok(Outcome::Done)
     }
+}
+
+impl Quantize {
+    /// The whole model in 16-bit floats.
+    fn run_half(&self, half: HalfOptions, context: &Context) -> anyhow::Result<Outcome> {
+        let start = std::time::Instant::now();
+        let tag = half.half.name();
+        let output = self.output.clone().unwrap_or_else(|| default_output(&self.model, tag));
+        let outputs = [Some(&output), self.save_stats.as_ref(), self.save_plan.as_ref()];
+        outputs.into_iter().flatten().try_for_each(|path| check_output(path))?;
+        let progress = context.stages();
+        let options = half::Options {
+            prepare: self.prepare.options(None)?,
+            half,
+            target: self.plan.target()?,
+            n_threads: context.n_threads,
+            max_bytes: context.max_bytes,
+            progress: &progress,
+            interrupted: &context.interrupted,
+        };
+        let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
+        let has_data = self.data.data.is_some() || self.data.random.is_some();
+        let samples =
+            if has_data { Some(samples::open(&self.data, &model, context)?) } else { None };
+        if self.save_stats.is_some() && !has_data {
+            anyhow::bail!("--save-stats needs data: without it nothing is measured");
+        }
+        let bytes_in = samples::model_bytes(&self.model, &model)?;
+        let samples = samples.as_ref().map(|s| s as &dyn midtread::quant::calibrate::Samples);
+        let result = half::convert(model, samples, &options)?;
+        drop(progress);
+        context.check_interrupted()?;
+        if let (Some(path), Some(stats)) = (&self.save_stats, &result.stats) {
+            write(path, stats.to_text().as_bytes())?;
+        }
+        if let Some(path) = &self.save_plan {
+            write(path, result.plan.to_text().as_bytes())?;
+        }
+        let saved = onnx::save(&result.model, &output, &SaveOptions::default())
+            .map_err(midtread::Error::from)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let counts = result.plan.counts();
+        if context.json {
+            context.print_json(&json!({
+                "output": output.display().to_string(),
+                "bytes_in": bytes_in,
+                "bytes_out": saved.n_bytes,
+                "nodes": { "half": counts.half, "float": counts.float, "either": counts.either },
+                "constants": { "half": counts.half_constants, "float": counts.float_constants },
+                "ledger": half_ledger(&result.plan),
+                "samples": result.stats.as_ref().map_or(0, |stats| stats.samples().len()),
+                "stages": result.seconds.iter().map(|(name, s)| json!({ "stage": name, "seconds": s })).collect::<Vec<_>>(),
+                "seconds": seconds,
+                "peak_bytes": peak_bytes(),
+            }));
+            return Ok(Outcome::Done);
+        }
+        context.say(format!(
+            "{} -> {}: {} -> {} ({:.2} of it), {seconds:.1} s",
+            self.model.display(),
+            output.display(),
+            size(bytes_in),
+            size(saved.n_bytes),
+            saved.n_bytes as f64 / bytes_in as f64,
+        ));
+        context.say(half_summary(&result.plan));
+        context.say(half_ledger_text(&result.plan, self.ledger).trim_end());
+        Ok(Outcome::Done)
+    }
+}
+
+/// One line about a 16-bit plan.
+pub(super) fn half_summary(plan: &HalfPlan) -> String {
+    let (counts, half) = (plan.counts(), plan.half);
+    format!(
+        "{} nodes in {half}, {} kept in float32, {} of no or either type; {} constants in {half}, {} in float32",
+        counts.half, counts.float, counts.either, counts.half_constants, counts.float_constants
+    )
+}
+
+/// Nodes and constants of a 16-bit plan as JSON.
+pub(super) fn half_ledger(plan: &HalfPlan) -> Vec<Value> {
+    let mut rows = Vec::new();
+    for graph in &plan.graphs {
+        for node in &graph.nodes {
+            rows.push(json!({
+                "node": format!("{}{}", graph.path, node.node),
+                "op_type": node.op_type,
+                "status": node.decision.status(),
+                "reason": node.decision.reason(),
+            }));
+        }
+        for HalfConstant { constant, storage } in &graph.constants {
+            let (status, reason) = match storage {
+                Storage::Half => ("half", None),
+                Storage::Mask => ("mask", None),
+                Storage::Float(reason) => ("float", Some(reason)),
+            };
+            rows.push(json!({
+                "constant": format!("{}{constant}", graph.path),
+                "status": status,
+                "reason": reason,
+            }));
+        }
+    }
+    rows
+}
+
+/// The nodes kept in float32 with their reasons, those of one kind and reason in one row; or every node.
+pub(super) fn half_ledger_text(plan: &HalfPlan, all: bool) -> String {
+    let mut rows = vec![["node", "operator", "status", "reason"].map(str::to_owned).to_vec()];
+    let mut groups: Vec<(&str, &str, Vec<String>)> = Vec::new();
+    for graph in &plan.graphs {
+        for node in &graph.nodes {
+            let label = format!("{}{}", graph.path, node.node);
+            let reason = node.decision.reason().unwrap_or_default();
+            if all {
+                let status = node.decision.status();
+                rows.push(vec![label, node.op_type.clone(), status.into(), reason.into()]);
+            } else if matches!(node.decision, HalfDecision::Float(_)) {
+                let key = (node.op_type.as_str(), reason);
+                match groups.iter_mut().find(|(op_type, why, _)| (*op_type, *why) == key) {
+                    Some((_, _, labels)) => labels.push(label),
+                    None => groups.push((key.0, key.1, vec![label])),
+                }
+            }
+        }
+        for HalfConstant { constant, storage } in &graph.constants {
+            if *storage == Storage::Mask {
+                let label = format!("{}{constant}", graph.path);
+                let reason = "a mask before a Softmax: brought into the type's range";
+                rows.push(vec![label, "constant".into(), "mask".into(), reason.into()]);
+            }
+        }
+    }
+    for (op_type, reason, labels) in groups {
+        let first = match labels.len() {
+            1 => labels[0].clone(),
+            n => format!("{} and {} more", labels[0], n - 1),
+        };
+        rows.push(vec![first, op_type.into(), "float".into(), reason.into()]);
+    }
+    if rows.len() == 1 { String::new() } else { table(&rows) }
 }
 
 fn document(

@@ -21,7 +21,7 @@ pub mod stats;
 
 use midtread_num::QRange;
 
-pub use run::{Collect, Options, RunError, calibrate, tensors_to_observe};
+pub use run::{Collect, Options, RunError, Watch, calibrate, tensors_to_observe};
 pub use samples::{Pass, Samples};
 pub use stats::{CalibrateError, Stats, TensorStats};
 

@@ -22,12 +22,24 @@ pub enum Collect {
     Histogram,
 }
 
+/// Which values of the main graph are summarized.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Watch {
+    /// Those of which a planner of integers may want a range.
+    #[default]
+    Quantizable,
+    /// Every float32 value.
+    Floats,
+}
+
 /// How to calibrate.
 pub struct Options<'a> {
     /// The model's fingerprint, kept with the statistics.
     pub model: String,
     /// What to keep.
     pub collect: Collect,
+    /// Of which values.
+    pub watch: Watch,
     /// How many samples are worked on at once, each on a thread of its own.
     pub n_threads: usize,
     /// The memory all of them may hold values in, together. `None` for no bound.
@@ -87,7 +99,10 @@ pub fn calibrate(
     let max_bytes = options.max_bytes.map(|n| n / n_threads);
     let interpreter =
         Interpreter::new(model, midtread_exec::Options { max_bytes }).map_err(RunError::Model)?;
-    let observed = tensors_to_observe(interpreter.graph());
+    let observed = match options.watch {
+        Watch::Quantizable => tensors_to_observe(interpreter.graph()),
+        Watch::Floats => vec![true; interpreter.graph().values().len()],
+    };
 
     let work = |i: usize, stats: &mut Stats| {
         let sample = samples.sample(i).map_err(RunError::Read)?;

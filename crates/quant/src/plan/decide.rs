@@ -105,7 +105,10 @@ fn decide(
     options: &PlanOptions,
 ) -> Result<Plan, Error> {
     check_options(target, options)?;
-    let selection = Selection::new(&model.graph, options)?;
+    let graph = &model.graph;
+    let labels = graph.nodes.iter().map(|n| graph.label(n)).collect();
+    let op_types = graph.nodes.iter().map(|n| n.op_type.as_str()).collect();
+    let selection = Selection::new(&labels, &op_types, &options.include, &options.exclude)?;
     let ranges = match (options.scheme, ranges) {
         (Scheme::Static, None) => return Err(Error::NoStats),
         (_, ranges) => ranges,
@@ -224,7 +227,7 @@ fn check_options(target: &Target, options: &PlanOptions) -> Result<(), Error> {
 }
 
 /// Which nodes the include and exclude options leave.
-struct Selection<'a> {
+pub(crate) struct Selection<'a> {
     /// Exact names, so that a long list costs no more than a short one.
     included: HashSet<&'a str>,
     excluded: HashMap<&'a str, &'a Pattern>,
@@ -234,22 +237,22 @@ struct Selection<'a> {
 }
 
 impl<'a> Selection<'a> {
-    /// Refuses patterns that no node matches.
-    fn new(graph: &'a Graph, options: &'a PlanOptions) -> Result<Self, Error> {
-        let labels: HashSet<&str> = graph.nodes.iter().map(|n| graph.label(n)).collect();
-        let op_types: HashSet<&str> = graph.nodes.iter().map(|n| n.op_type.as_str()).collect();
-        for pattern in options.include.iter().chain(&options.exclude) {
+    /// Refuses patterns that none of a model's nodes matches.
+    pub(crate) fn new(
+        labels: &HashSet<&str>,
+        op_types: &HashSet<&str>,
+        include: &'a [Pattern],
+        exclude: &'a [Pattern],
+    ) -> Result<Self, Error> {
+        for pattern in include.iter().chain(exclude) {
             let (what, name, known, found) = match pattern {
                 Pattern::OpType(name) => {
-                    ("operator type", name, &op_types, op_types.contains(name.as_str()))
+                    ("operator type", name, op_types, op_types.contains(name.as_str()))
                 }
-                Pattern::Name(name) if pattern.is_glob() => (
-                    "pattern",
-                    name,
-                    &labels,
-                    labels.iter().any(|label| pattern.matches(label, "")),
-                ),
-                Pattern::Name(name) => ("node", name, &labels, labels.contains(name.as_str())),
+                Pattern::Name(name) if pattern.is_glob() => {
+                    ("pattern", name, labels, labels.iter().any(|label| pattern.matches(label, "")))
+                }
+                Pattern::Name(name) => ("node", name, labels, labels.contains(name.as_str())),
             };
             if !found {
                 let mut known: Vec<&str> = known.iter().copied().collect();
@@ -271,16 +274,16 @@ impl<'a> Selection<'a> {
             _ => None,
         };
         Ok(Self {
-            included: options.include.iter().filter_map(exact).collect(),
-            excluded: options.exclude.iter().filter_map(|p| Some((exact(p)?, p))).collect(),
-            include: options.include.iter().filter(|p| exact(p).is_none()).collect(),
-            exclude: options.exclude.iter().filter(|p| exact(p).is_none()).collect(),
-            all: options.include.is_empty(),
+            included: include.iter().filter_map(exact).collect(),
+            excluded: exclude.iter().filter_map(|p| Some((exact(p)?, p))).collect(),
+            include: include.iter().filter(|p| exact(p).is_none()).collect(),
+            exclude: exclude.iter().filter(|p| exact(p).is_none()).collect(),
+            all: include.is_empty(),
         })
     }
 
     /// Why a node is left out, if it is.
-    fn refuses(&self, label: &str, op_type: &str) -> Option<String> {
+    pub(crate) fn refuses(&self, label: &str, op_type: &str) -> Option<String> {
         let by_name = self.excluded.get(label).copied();
         let excluded =
             by_name.or_else(|| self.exclude.iter().copied().find(|p| p.matches(label, op_type)));

@@ -1,12 +1,17 @@
 //! What a device can run, as data. A new device is a TOML file, not a branch.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
+use midtread_graph::model::canonical_domain;
 use midtread_num::Symmetry;
 use serde::Deserialize;
 
 use crate::{
     error::Error,
+    half::HalfType,
     plan::{IntType, Scheme, WeightGranularity, names::nearest, options::symmetry_from_word},
 };
 
@@ -29,6 +34,28 @@ pub struct Target {
     pub weights: Allowed,
     /// Operators it runs on integers, and what is special about each. Others stay in float.
     pub operators: BTreeMap<String, OperatorRule>,
+    /// Operators it computes in 16-bit floats, by type. A type that is not there it does not read.
+    pub halves: BTreeMap<HalfType, HalfKernels>,
+}
+
+/// The operators that a target computes in one of the 16-bit float types.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HalfKernels {
+    /// All whose specification has the type.
+    All,
+    /// These; an operator of another domain than ONNX's with its domain before it: `com.microsoft.Gelu`.
+    Listed(BTreeSet<String>),
+}
+
+impl HalfKernels {
+    /// Whether the operator is among them.
+    pub fn has(&self, domain: &str, op_type: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Listed(names) if canonical_domain(domain).is_empty() => names.contains(op_type),
+            Self::Listed(names) => names.contains(&format!("{domain}.{op_type}")),
+        }
+    }
 }
 
 /// Types and forms that a kind of tensor may have.
@@ -56,6 +83,7 @@ pub struct OperatorRule {
 /// Every target that comes with the program: name and text.
 pub static TARGETS: &[(&str, &str)] = &[
     ("midtread", include_str!("../../../../targets/midtread.toml")),
+    ("onnx", include_str!("../../../../targets/onnx.toml")),
     ("onnxruntime_cpu", include_str!("../../../../targets/onnxruntime_cpu.toml")),
     ("openvino", include_str!("../../../../targets/openvino.toml")),
     ("tensorrt", include_str!("../../../../targets/tensorrt.toml")),
@@ -73,6 +101,21 @@ struct TargetFile {
     activations: AllowedFile,
     weights: AllowedFile,
     operators: BTreeMap<String, RuleFile>,
+    float16: Option<HalfFile>,
+    bfloat16: Option<HalfFile>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HalfFile {
+    operators: HalfOperators,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum HalfOperators {
+    Word(String),
+    List(BTreeSet<String>),
 }
 
 #[derive(Deserialize)]
@@ -159,6 +202,20 @@ impl Target {
                 granularities: raw.granularities,
             })
         };
+        let mut halves = BTreeMap::new();
+        for (half, file) in [(HalfType::Float16, raw.float16), (HalfType::Bfloat16, raw.bfloat16)] {
+            let kernels = match file.map(|file| file.operators) {
+                None => continue,
+                Some(HalfOperators::Word(word)) if word == "all" => HalfKernels::All,
+                Some(HalfOperators::Word(word)) => {
+                    let problem =
+                        format!("{half}: `{word}` is neither `all` nor a list of operators");
+                    return Err(bad(None, problem));
+                }
+                Some(HalfOperators::List(names)) => HalfKernels::Listed(names),
+            };
+            halves.insert(half, kernels);
+        }
         let operators = raw.operators.into_iter().map(|(op_type, rule)| {
             let RuleFile { float_output, per_tensor_weights, note } = rule;
             (op_type, OperatorRule { float_output, per_tensor_weights, note })
@@ -172,6 +229,7 @@ impl Target {
             activations: allowed(raw.activations).map_err(|problem| bad(None, problem))?,
             weights: allowed(raw.weights).map_err(|problem| bad(None, problem))?,
             operators: operators.collect(),
+            halves,
         })
     }
 
