@@ -155,9 +155,10 @@ pub(crate) struct PlanArgs {
     /// Type of activations: u8, i8, u16, i16
     #[arg(long, default_value = "u8", value_name = "TYPE")]
     pub(crate) activations: IntType,
-    /// Type of weights: i8, u8, i16, u16, i4, u4; or the whole model in float16 or bfloat16
+    /// Type of weights: i8, u8, i16, u16, i4, u4; or the whole model in float16 or bfloat16; of a checkpoint's any
+    /// number format of `midtread explain type` (nf4, int4:32, q4_k), q4_k_m, q5_k_m, or float32
     #[arg(long, default_value = "i8", value_name = "TYPE")]
-    pub(crate) weights: WeightType,
+    pub(crate) weights: String,
     /// With float16 and bfloat16: the model's own inputs and outputs stay float32
     #[arg(long)]
     pub(crate) keep_io_types: bool,
@@ -272,9 +273,13 @@ impl CalibratorArgs {
 }
 
 impl PlanArgs {
+    fn weight_type(&self) -> anyhow::Result<WeightType> {
+        self.weights.parse().map_err(|why| anyhow::anyhow!("--weights {}: {why}", self.weights))
+    }
+
     /// What was asked for, where the whole model is to be in 16 bits. Options that would have no effect are refused.
     pub(crate) fn half(&self, format: Option<Format>) -> anyhow::Result<Option<HalfOptions>> {
-        let WeightType::Half(half) = self.weights else {
+        let WeightType::Half(half) = self.weight_type()? else {
             if self.keep_io_types {
                 bail!("--keep-io-types goes with --weights float16 or bfloat16");
             }
@@ -305,7 +310,7 @@ impl PlanArgs {
     }
 
     pub(crate) fn options(&self) -> anyhow::Result<PlanOptions> {
-        let WeightType::Int(weight_type) = self.weights else {
+        let WeightType::Int(weight_type) = self.weight_type()? else {
             unreachable!("16-bit models have options of their own")
         };
         let overrides = match &self.overrides {

@@ -104,6 +104,11 @@ impl Context {
         if self.quiet { ProgressBar::hidden() } else { progress::bar(what, n) }
     }
 
+    /// A bar for `n` bytes, hidden if nobody wants it.
+    pub(crate) fn bytes_bar(&self, what: &str, n: u64) -> ProgressBar {
+        if self.quiet { ProgressBar::hidden() } else { progress::bytes_bar(what, n) }
+    }
+
     /// Bars for a library call that reports stages.
     pub(crate) fn stages(&self) -> Stages {
         Stages { quiet: self.quiet, bar: Mutex::new(ProgressBar::hidden()) }

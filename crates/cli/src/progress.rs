@@ -13,6 +13,15 @@ pub(crate) fn bar(what: &str, n: usize) -> ProgressBar {
     bar
 }
 
+/// A bar with MB/s and time left.
+pub(crate) fn bytes_bar(what: &str, n: u64) -> ProgressBar {
+    let bar = ProgressBar::new(n);
+    let style = "{msg:<10} {bar:24.cyan/blue} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
+    bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
+    bar.set_message(what.to_owned());
+    bar
+}
+
 /// A line that moves while something takes its time.
 pub(crate) fn spinner(what: &str) -> ProgressBar {
     let bar = ProgressBar::new_spinner();

@@ -54,6 +54,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A checkpoint could not be read, converted or written.
+    #[error(transparent)]
+    Checkpoint(#[from] midtread_checkpoint::Error),
     /// Options that do not go together or do not fit the model.
     #[error("{0}")]
     Options(String),
@@ -78,6 +81,7 @@ impl Error {
             }
             Self::Quant(e) => e.hint().map(Into::into),
             Self::Compare(e) => e.hint().map(Into::into),
+            Self::Checkpoint(e) => e.hint().map(Into::into),
             Self::File { source, .. } => match source.kind() {
                 ErrorKind::NotFound | ErrorKind::NotADirectory => {
                     Some("check the path; folders are not made".into())

@@ -34,6 +34,7 @@ pub mod runtime;
 pub mod samples;
 pub mod significance;
 
+pub use midtread_checkpoint as checkpoint;
 pub use midtread_compare as compare;
 pub use midtread_data as data;
 pub use midtread_engine as engine;

@@ -4,12 +4,14 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::Args;
 use midtread::{
+    checkpoint::Checkpoint,
     engine::Program,
     graph::{Graph, Model, Type},
     onnx,
 };
 use serde_json::json;
 
+use super::checkpoint;
 use crate::{
     context::{Context, Outcome},
     samples,
@@ -21,9 +23,11 @@ use crate::{
   midtread inspect model.onnx
   midtread inspect model.onnx --nodes
   midtread inspect model.int8.onnx --engine
+  midtread inspect model.safetensors
+  midtread inspect model.gguf --json
   midtread inspect --cpu")]
 pub(crate) struct Inspect {
-    /// The model
+    /// The model: ONNX, safetensors or GGUF
     #[arg(required_unless_present = "cpu")]
     model: Option<PathBuf>,
     /// List every node
@@ -43,6 +47,9 @@ impl Inspect {
             cpu(context);
         }
         if let Some(path) = &self.model {
+            if Checkpoint::is_one(path) {
+                return checkpoint::inspect(context, path);
+            }
             let model = onnx::load(path).map_err(midtread::Error::from)?;
             let graph = &model.graph;
             let port = |id: &midtread::graph::ValueId| {

@@ -3,6 +3,7 @@
 mod apply;
 mod bench;
 mod calibrate;
+mod checkpoint;
 mod compare;
 mod demo;
 mod evaluate;
@@ -34,7 +35,7 @@ pub(crate) enum Command {
     Plan(plan::PlanCommand),
     /// Write the quantized model that a plan describes
     Apply(apply::Apply),
-    /// Quantize a model: prepare, calibrate, plan and apply in one
+    /// Quantize a model: prepare, calibrate, plan and apply in one; or convert a checkpoint's weights
     Quantize(quantize::Quantize),
     /// Run a model once, or many times to see how long it takes
     Run(run::Run),

@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::Args;
 use midtread::{
-    Options, Quantized, half,
+    Options, Quantized,
+    checkpoint::Checkpoint,
+    half,
     onnx::{self, SaveOptions},
     quant::{
         Plan, Scheme,
@@ -15,6 +18,7 @@ use midtread::{
 };
 use serde_json::{Value, json};
 
+use super::checkpoint::{self, CheckpointArgs};
 use crate::{
     args::{DataArgs, FormatArgs, PlanArgs, PrepareArgs},
     context::{Context, Outcome, check_output, default_output, write},
@@ -28,11 +32,15 @@ use crate::{
   midtread quantize bert.onnx --scheme dynamic -o bert.int8.onnx
   midtread quantize model.onnx --data samples.npz --calibrator percentile --exclude 'head/*'
   midtread quantize model.onnx --scheme weight_only --weights i4 --granularity blocked:32
-  midtread quantize model.onnx --weights float16 --data samples.npz --keep-io-types")]
+  midtread quantize model.onnx --weights float16 --data samples.npz --keep-io-types
+  midtread quantize model.safetensors --weights nf4 --nested -o model.nf4.safetensors
+  midtread quantize model.safetensors.index.json --weights int4:32 --search mse --keep 'model.layers.0.*'
+  midtread quantize model-f16.gguf --weights q4_k_m --importance imatrix.gguf -o model-q4_k_m.gguf
+  midtread quantize model.nf4.safetensors --weights bfloat16 -o back.safetensors")]
 pub(crate) struct Quantize {
-    /// The float model
+    /// The float model: ONNX, or a checkpoint (.safetensors, .safetensors.index.json, .gguf)
     model: PathBuf,
-    /// Where the quantized model goes [default: MODEL with .int8.onnx]
+    /// Where the quantized model goes [default: MODEL with .int8.onnx]; checkpoints: its ending says what is written
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -49,13 +57,23 @@ pub(crate) struct Quantize {
     /// Keep the plan in this file
     #[arg(long, value_name = "FILE")]
     save_plan: Option<PathBuf>,
-    /// List every node, not only those kept in float
+    /// List every node or tensor, not only those kept in float
     #[arg(long)]
     ledger: bool,
+    #[command(flatten)]
+    checkpoint: Box<CheckpointArgs>,
 }
 
 impl Quantize {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
+        if Checkpoint::is_one(&self.model) {
+            return self.convert(context);
+        }
+        if let Some(option) = self.checkpoint.used() {
+            bail!(
+                "{option} is for checkpoints: .safetensors, .safetensors.index.json and .gguf files"
+            );
+        }
         let start = std::time::Instant::now();
         if let Some(options) = self.plan.half(Some(self.format.format))? {
             return self.run_half(options, context);
@@ -265,6 +283,24 @@ pub(super) fn half_ledger_text(plan: &HalfPlan, all: bool) -> String {
         rows.push(vec![first, op_type.into(), "float".into(), reason.into()]);
     }
     if rows.len() == 1 { String::new() } else { table(&rows) }
+}
+
+impl Quantize {
+    /// Of a checkpoint only the weights are there: nothing is calibrated.
+    fn convert(&self, context: &Context) -> anyhow::Result<Outcome> {
+        let given = [
+            ("--data", self.data.data.is_some()),
+            ("--random", self.data.random.is_some()),
+            ("--save-stats", self.save_stats.is_some()),
+            ("--save-plan", self.save_plan.is_some()),
+            ("--overrides", self.plan.overrides.is_some()),
+        ];
+        if let Some((option, _)) = given.iter().find(|(_, is_given)| *is_given) {
+            bail!("{option} is for ONNX models: a checkpoint has weights only");
+        }
+        let (output, weights) = (self.output.as_deref(), &self.plan.weights);
+        checkpoint::quantize(context, &self.model, output, weights, &self.checkpoint, self.ledger)
+    }
 }
 
 fn document(

@@ -24,7 +24,7 @@ pub use decide::{Ranges, plan, plan_ranges};
 pub use fingerprint::fingerprint;
 pub use int_type::IntType;
 pub use midtread_num::Symmetry;
-pub use options::{BiasForm, Io, Pattern, PlanOptions, Scheme, WeightGranularity};
+pub use options::{BiasForm, Io, Pattern, PlanOptions, Scheme, WeightGranularity, glob};
 pub use overrides::{Override, Overrides};
 pub use target::{OperatorRule, TARGETS, Target};
 
