@@ -6,7 +6,7 @@
     oracle.py quantize MODEL OUT --inputs-dir DIR [--input-name X] [--method minmax|entropy|percentile]
               [--activation u8|s8] [--weight s8|u8] [--per-channel] [--format qdq|qoperator] [--limit N]
     oracle.py quantize-dynamic MODEL OUT [--weight s8|u8] [--per-channel]
-    oracle.py debug-pairs FLOAT QDQ --inputs-dir DIR [--input-name X] [--limit N]
+    oracle.py debug-pairs FLOAT QDQ --inputs-dir DIR [--input-name X] [--limit N] [--errors]
     oracle.py same-proto A B
     oracle.py scales MODEL
     oracle.py time MODEL --inputs in.npz [--threads N] [--runs K]
@@ -222,7 +222,17 @@ def command_debug_pairs(args):
             debug.modify_model_output_intermediate_tensors(model, path)
             collected.append(debug.collect_activations(path, FolderReader(args.inputs_dir, name, args.limit)))
     activations = debug.create_activation_matching(collected[1], collected[0])
+    if args.errors:
+        ratio = debug.compute_weight_error(weights)
+        activation_errors = debug.compute_activation_error(activations)
+        return {"weights": len(ratio), "activations": len(activation_errors)}
+
+    def size(tensor):
+        return float(np.abs(np.asarray(tensor, np.float64)).sum())
+
     return {
+        # By the float tensor's size and the dequantized one's.
+        "weight_sizes": {name: [size(found["float"]), size(found["dequantized"])] for name, found in weights.items()},
         "weights": sorted(weights),
         "activations": sorted(name for name, found in activations.items() if found.get("float") is not None),
     }
@@ -317,6 +327,7 @@ def parser():
     pairs.add_argument("--inputs-dir", type=Path, required=True)
     pairs.add_argument("--input-name")
     pairs.add_argument("--limit", type=int)
+    pairs.add_argument("--errors", action="store_true")
 
     dynamic = command("quantize-dynamic", command_quantize_dynamic, "model", "out")
     dynamic.add_argument("--weight", choices=("s8", "u8"), default="s8")

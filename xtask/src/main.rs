@@ -49,6 +49,12 @@ static TASKS: &[Task] = &[
         run: generate,
     },
     Task {
+        name: "vendor",
+        usage: "vendor [--check]",
+        summary: "remake the report's bundle of libraries from what npm's lock file pins, or check that it is that",
+        run: vendor,
+    },
+    Task {
         name: "ci",
         usage: "ci",
         summary: "everything that has to be green: formatting, clippy, invariants, docs, generated files, tests",
@@ -144,6 +150,25 @@ fn generate(args: &[String]) -> Result {
         .arg("--target-dir")
         .arg(target)
         .args(if is_check { &["--", "--check"][..] } else { &[] }))
+}
+
+/// Needs npm and node, which nothing else does.
+fn vendor(args: &[String]) -> Result {
+    let is_check = match args {
+        [] => false,
+        [flag] if flag == "--check" => true,
+        _ => return Err("usage: cargo xtask vendor [--check]".into()),
+    };
+    let folder = root().join("crates/report/assets/vendor");
+    let files = ["vendor.js", "vendor.css"].map(|name| folder.join(name));
+    let read = || files.each_ref().map(std::fs::read).map(|bytes| bytes.unwrap_or_default());
+    let before = read();
+    run(Command::new("npm").args(["ci", "--ignore-scripts"]).current_dir(&folder))?;
+    run(Command::new("node").arg("build.mjs").current_dir(&folder))?;
+    if is_check && read() != before {
+        return Err("the bundle was not what package-lock.json pins; it is now".into());
+    }
+    Ok(())
 }
 
 fn ci(args: &[String]) -> Result {

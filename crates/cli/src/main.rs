@@ -1,12 +1,13 @@
 //! The command line: words into the library's types, and its results and errors into words. Nothing is computed here.
 //!
 //! Reading order: [`args`] (what can be said), [`commands`] (one file each), [`context`] (threads, interruption,
-//! JSON or text), [`progress`], [`table`].
+//! JSON or text), [`pages`], [`progress`], [`table`].
 #![forbid(unsafe_code)]
 
 mod args;
 mod commands;
 mod context;
+mod pages;
 mod progress;
 mod samples;
 mod table;

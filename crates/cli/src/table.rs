@@ -38,7 +38,7 @@ pub(crate) fn shorten(text: &str, max: usize) -> String {
 
 /// `1.25 MB`, in units of 1000.
 pub(crate) fn size(bytes: u64) -> String {
-    midtread::report::html::size(bytes)
+    midtread::report::size(bytes)
 }
 
 /// `93.21 %`.

@@ -11,7 +11,8 @@
 //!   rounded as the quantized model rounds it. Error that a tensor merely inherits is not in it.
 //!
 //! The figures do not depend on the number of threads. Reading order: [`view`], [`matching`], [`weights`], `own`,
-//! [`sums`], [`profile`], [`mod@run`], [`outputs`], [`advice`], [`result`], [`error`].
+//! [`sums`], [`profile`], [`mod@run`], [`outputs`], [`advice`], [`result`], [`mod@sensitivity`] (one layer at a time), `suffix`,
+//! [`error`].
 #![forbid(unsafe_code)]
 
 pub mod advice;
@@ -22,6 +23,8 @@ mod own;
 pub mod profile;
 pub mod result;
 pub mod run;
+pub mod sensitivity;
+mod suffix;
 pub mod sums;
 pub mod view;
 pub mod weights;
@@ -30,3 +33,4 @@ pub use advice::Advice;
 pub use error::Error;
 pub use result::{Comparison, Kind, OutputRow, TensorRow, Unmatched};
 pub use run::{Options, compare};
+pub use sensitivity::{Sensitivity, sensitivity};

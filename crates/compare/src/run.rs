@@ -606,7 +606,7 @@ fn channels_of(dims: &[usize]) -> Channels {
 }
 
 /// The dimension of a weight along which an operator's outputs lie.
-fn weight_axis(node: &Node, k: usize, rank: usize) -> Option<usize> {
+pub fn weight_axis(node: &Node, k: usize, rank: usize) -> Option<usize> {
     if rank < 2 {
         return None;
     }
@@ -619,7 +619,7 @@ fn weight_axis(node: &Node, k: usize, rank: usize) -> Option<usize> {
 }
 
 /// What an output is, by the operator that makes it, looking through those that only move values.
-fn scores(graph: &Graph, links: &Links, output: ValueId) -> Scores {
+pub(crate) fn scores(graph: &Graph, links: &Links, output: ValueId) -> Scores {
     let mut id = output;
     for _ in 0..8 {
         let Some(node) = links.producer(id).map(|i| &graph.nodes[i]) else { break };

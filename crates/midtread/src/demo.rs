@@ -1,14 +1,15 @@
 //! What a quantization is told as: figures of a model, sentences for its steps, and the report of both.
 
-use midtread_num::QParams;
-use midtread_quant::{
-    calibrate::{TensorStats, histogram::bins},
-    plan::{Params, TensorPlan},
+use midtread_compare::Comparison;
+use midtread_report::{
+    Page,
+    page::{ClassRow, Latency, Step, Variant},
 };
-use midtread_report::{ClassRow, NodeRow, Report, Step, TensorRow, Variant};
 
 use crate::{
-    evaluate::{Prediction, score},
+    evaluate::{Difference, Prediction, score},
+    latency,
+    page::Sources,
     quantize::Quantized,
     runtime::Runtime,
 };
@@ -24,8 +25,8 @@ pub struct Figures {
     pub top1: f64,
     /// Share of answers that are the float model's.
     pub agreement: Option<f64>,
-    /// Median time of one sample on one thread.
-    pub latency_ms: f64,
+    /// Time of one sample on one thread.
+    pub latency: latency::Latency,
     /// What that was measured in.
     pub runtime: Runtime,
     /// Share of right answers by class.
@@ -40,7 +41,7 @@ impl Figures {
         answers: &[Prediction],
         right: &[Vec<usize>],
         float: Option<&[Prediction]>,
-        (latency_ms, runtime): (f64, Runtime),
+        (latency, runtime): (latency::Latency, Runtime),
     ) -> Self {
         let labels = |i: usize| right[i].clone();
         let scored = score(answers, Some(&labels), float);
@@ -59,7 +60,7 @@ impl Figures {
             bytes,
             top1: scored.top1.unwrap_or(0.0),
             agreement: scored.agreement,
-            latency_ms,
+            latency,
             runtime,
             by_class: counts.iter().map(share).collect(),
         }
@@ -95,97 +96,53 @@ pub fn steps(result: &Quantized, n_samples: usize) -> Vec<Step> {
         ),
         _ => format!("wrote {} nodes", result.model.graph.nodes.len()),
     };
-    let step =
-        |&(name, seconds): &(&str, f64)| Step { name: name.to_owned(), did: did(name), seconds };
+    let step = |&(name, seconds): &(&str, f64)| Step {
+        name: name.to_owned(),
+        did: did(name),
+        seconds: Some(seconds),
+    };
     result.seconds.iter().map(step).collect()
 }
 
-/// The report of a quantization whose models were scored, the float model first.
-pub fn report(
+/// The page of a quantization whose models were scored, the float model first.
+pub fn page(
     result: &Quantized,
+    comparison: &Comparison,
     steps: Vec<Step>,
     figures: [&Figures; 2],
+    difference: Option<Difference>,
     classes: &[String],
-) -> Report {
+) -> Page {
     let variant = |f: &&Figures| Variant {
         name: f.name.clone(),
         bytes: f.bytes,
         top1: Some(f.top1),
         agreement: f.agreement,
-        latency_ms: Some(f.latency_ms),
-        runtime: format!("midtread {}", f.runtime.name()),
-    };
-    let node = |n: &midtread_quant::NodePlan| NodeRow {
-        node: n.node.clone(),
-        op_type: n.op_type.clone(),
-        status: n.decision.status().to_owned(),
-        reason: n.decision.reason().unwrap_or_default(),
-    };
-    let tensor = |(name, plan): (&String, &TensorPlan)| {
-        let stats = result.stats.as_ref().and_then(|stats| stats.tensors().get(name));
-        tensor_row(name, plan, stats)
+        latencies: vec![Latency {
+            runtime: f.runtime.name().to_owned(),
+            threads: 1,
+            median_ms: f.latency.median,
+            min_ms: f.latency.min,
+        }],
+        ..Variant::default()
     };
     let class = |(i, name): (usize, &String)| ClassRow {
         class: name.clone(),
         top1: figures.iter().map(|f| f.by_class.get(i).copied().unwrap_or(0.0)).collect(),
     };
-    Report {
-        title: "fashion_mobilenet: float32 and int8".to_owned(),
-        subtitle: "A MobileNetV2-like network on the 10,000 test images of Fashion-MNIST"
-            .to_owned(),
+    let sources = Sources {
+        model: &result.prepared,
+        plan: Some(&result.plan),
+        stats: result.stats.as_ref(),
+        comparison: Some(comparison),
+        sensitivity: None,
+    };
+    let subtitle = "A MobileNetV2-like network on the 10,000 test images of Fashion-MNIST";
+    Page {
         variants: figures.iter().map(variant).collect(),
+        difference: difference.map(|d| serde_json::to_value(d).expect("plain data")),
         steps,
-        nodes: result.plan.nodes.iter().map(node).collect(),
-        tensors: result.plan.tensors.iter().map(tensor).collect(),
         classes: classes.iter().enumerate().map(class).collect(),
+        ..crate::page::page("fashion_mobilenet: float32 and int8", subtitle, &sources)
     }
-}
-
-fn tensor_row(name: &str, plan: &TensorPlan, stats: Option<&TensorStats>) -> TensorRow {
-    let params = plan.params.as_slice();
-    let form = match &plan.params {
-        Params::PerTensor(_) => "",
-        Params::PerAxis { .. } => " per channel",
-        Params::Blocked { .. } => " blocked",
-    };
-    let span = |text: &dyn Fn(&QParams) -> String, lo: &QParams, hi: &QParams| {
-        let (lo, hi) = (text(lo), text(hi));
-        if lo == hi { lo } else { format!("{lo} … {hi}") }
-    };
-    let by_scale = |a: &&QParams, b: &&QParams| a.scale().total_cmp(&b.scale());
-    let by_zero = |p: &&QParams| p.zero_point();
-    let scale = match (params.iter().min_by(by_scale), params.iter().max_by(by_scale)) {
-        (Some(lo), Some(hi)) => span(&|p| format!("{:.3e}", p.scale()), lo, hi),
-        _ => String::new(),
-    };
-    let zero_point = match (params.iter().min_by_key(by_zero), params.iter().max_by_key(by_zero)) {
-        (Some(lo), Some(hi)) => span(&|p| p.zero_point().to_string(), lo, hi),
-        _ => String::new(),
-    };
-    TensorRow {
-        tensor: name.to_owned(),
-        dtype: format!("{}{form}", plan.int_type.name()),
-        scale,
-        zero_point,
-        why: plan.why.to_string(),
-        histogram: stats.map(heights).unwrap_or_default(),
-    }
-}
-
-/// 32 heights over the tensor's range; roots of the counts, so that tails can be seen. Zeros are left out: they are
-/// half of a Relu's output.
-fn heights(stats: &TensorStats) -> Vec<f32> {
-    const N: usize = 32;
-    let Some((min, max)) = stats.min_max() else { return Vec::new() };
-    let (min, max) = (f64::from(min), f64::from(max));
-    if stats.counts().total() == 0 || max <= min {
-        return Vec::new();
-    }
-    let mut counts = [0.0_f64; N];
-    for bin in bins(stats.counts()).iter().filter(|bin| bin.lo != bin.hi) {
-        let at = ((bin.lo + bin.hi) / 2.0 - min) / (max - min) * N as f64;
-        counts[(at.max(0.0) as usize).min(N - 1)] += bin.n as f64;
-    }
-    let most = counts.iter().copied().fold(1.0, f64::max);
-    counts.iter().map(|n| (n / most).sqrt() as f32).collect()
 }

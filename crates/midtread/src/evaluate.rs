@@ -60,7 +60,7 @@ pub fn predict(
 }
 
 /// Runs the model on every sample, on `n_threads` threads, and keeps what `keep` makes of the outputs.
-fn map_outputs<T: Send>(
+pub(crate) fn map_outputs<T: Send>(
     model: &Model,
     samples: &dyn Samples,
     options: &RunOptions<'_>,

@@ -19,19 +19,26 @@
 //! leave behind ([`Stats`], [`Plan`]) is text that can be saved, compared and edited:
 //! `load -> prepare -> calibrate -> plan -> apply -> save`.
 //!
-//! Reading order: [`mod@quantize`] (the whole way), [`mod@half`] (the same to float16 and bfloat16), [`evaluate`] (how good a model is), [`significance`], [`runtime`], [`latency`],
-//! [`samples`], [`demo`], [`mod@explain`] (one value, one tensor, every type), [`error`].
+//! Reading order: [`mod@quantize`] (the whole way), [`mod@half`] (the same to float16 and bfloat16), [`evaluate`] (how good
+//! a model is), [`mod@metric`], [`significance`], [`sensitivity`], [`runtime`], [`latency`], [`peer`] (ONNX Runtime's time), [`samples`], [`mod@page`] and [`manifest`]
+//! (the report), [`debug`], [`demo`], [`mod@explain`] (one value, one tensor, every type), [`error`].
 #![forbid(unsafe_code)]
 
+pub mod debug;
 pub mod demo;
 pub mod error;
 pub mod evaluate;
 pub mod explain;
 pub mod half;
 pub mod latency;
+pub mod manifest;
+pub mod metric;
+pub mod page;
+pub mod peer;
 pub mod quantize;
 pub mod runtime;
 pub mod samples;
+pub mod sensitivity;
 pub mod significance;
 
 pub use midtread_checkpoint as checkpoint;

@@ -76,6 +76,43 @@ pub fn quantize(
     samples: Option<&dyn Samples>,
     options: &Options<'_>,
 ) -> Result<Quantized, Error> {
+    let Measured { prepared, prepare_report, stats, mut seconds } =
+        measured(model, None, samples, options)?;
+    let mut timed = |name, since: Instant| seconds.push((name, since.elapsed().as_secs_f64()));
+
+    let start = Instant::now();
+    options.progress.stage("plan", None);
+    let plan = midtread_quant::plan(&prepared, stats.as_ref(), &options.target, &options.plan)?;
+    timed("plan", start);
+
+    let start = Instant::now();
+    options.progress.stage("apply", None);
+    let model = apply(&prepared, &plan, options.format)?;
+    timed("apply", start);
+    Ok(Quantized { model, prepared, prepare_report, stats, plan, seconds })
+}
+
+/// A model ready to be planned.
+pub struct Measured {
+    /// As it is planned.
+    pub prepared: Model,
+    /// What preparing did.
+    pub prepare_report: midtread_passes::Report,
+    /// What was measured; `None` for schemes that need no data.
+    pub stats: Option<Stats>,
+    /// Stages and the seconds they took, in order.
+    pub seconds: Vec<(&'static str, f64)>,
+}
+
+/// The first half of [`quantize`]: prepares and, unless `stats` are given, measures.
+///
+/// All options are checked before the first sample is read.
+pub fn measured(
+    model: Model,
+    stats: Option<Stats>,
+    samples: Option<&dyn Samples>,
+    options: &Options<'_>,
+) -> Result<Measured, Error> {
     let mut seconds = Vec::new();
     let mut timed = |name, since: Instant| seconds.push((name, since.elapsed().as_secs_f64()));
 
@@ -95,6 +132,15 @@ pub fn quantize(
     timed("prepare", start);
 
     let stats = match options.plan.scheme {
+        Scheme::Static if stats.is_some() => {
+            let is_another = |stats: &Stats| {
+                !stats.model().is_empty() && stats.model() != fingerprint(&prepared)
+            };
+            if stats.as_ref().is_some_and(is_another) {
+                return Err(midtread_quant::Error::StatsOfAnotherModel.into());
+            }
+            stats
+        }
         Scheme::Static => {
             let samples = samples.ok_or(midtread_quant::Error::NoStats)?;
             let start = Instant::now();
@@ -109,17 +155,7 @@ pub fn quantize(
         }
         Scheme::Dynamic | Scheme::WeightOnly => None,
     };
-
-    let start = Instant::now();
-    options.progress.stage("plan", None);
-    let plan = midtread_quant::plan(&prepared, stats.as_ref(), &options.target, &options.plan)?;
-    timed("plan", start);
-
-    let start = Instant::now();
-    options.progress.stage("apply", None);
-    let model = apply(&prepared, &plan, options.format)?;
-    timed("apply", start);
-    Ok(Quantized { model, prepared, prepare_report, stats, plan, seconds })
+    Ok(Measured { prepared, prepare_report, stats, seconds })
 }
 
 /// Ranges for a trial plan: every tensor was seen, between -1 and 1.

@@ -76,6 +76,19 @@ impl Paired {
     }
 }
 
+/// A 95 % confidence interval of a share of `n` samples, by Wilson's score ("Probable inference, the law of succession,
+/// and statistical inference", 1927).
+pub fn wilson(share: f64, n: usize) -> (f64, f64) {
+    if n == 0 {
+        return (0.0, 1.0);
+    }
+    let (n, z2) = (n as f64, Z_975 * Z_975);
+    let middle = share + z2 / (2.0 * n);
+    let half = Z_975 * (share * (1.0 - share) / n + z2 / (4.0 * n * n)).sqrt();
+    let all = 1.0 + z2 / n;
+    (((middle - half) / all).max(0.0), ((middle + half) / all).min(1.0))
+}
+
 /// Whether a drop is at most what is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -132,6 +145,16 @@ mod tests {
         assert_eq!((p(0, 0), p(5, 5)), (1.0, 1.0));
         // The normal approximation, corrected for continuity: 299 / sqrt(2700) = 5.754 deviations, p = 8.7e-9.
         assert!((8e-9..1e-8).contains(&p(1500, 1200)), "{}", p(1500, 1200));
+    }
+
+    #[test]
+    fn a_share_of_few_samples_is_known_roughly() {
+        // Worked by hand: (0.8 + 0.192073 ± 1.96 * sqrt(0.016 + 0.009604)) / 1.384146.
+        let (low, high) = wilson(0.8, 10);
+        assert!((low - 0.490_16).abs() < 1e-4 && (high - 0.943_32).abs() < 1e-4, "{low} {high}");
+        assert_eq!(wilson(0.5, 0), (0.0, 1.0));
+        let (low, high) = wilson(1.0, 100);
+        assert!((0.96..0.97).contains(&low) && high == 1.0, "{low} {high}");
     }
 
     #[test]

@@ -1,116 +1,29 @@
 //! Faults planted into quantized models are found, ranked first and named.
 
+mod residual;
+
 use std::sync::atomic::AtomicBool;
 
 use midtread::{
     Format, Options, PlanOptions, Target,
     compare::{self, Comparison, advice::Cause, compare},
-    graph::{AttrValue, DataType, Dim, Graph, Model, Node, Sample, Tensor, Type, ValueId},
+    graph::{Graph, Model, Node, Tensor},
     passes::PrepareOptions,
-    quant::{calibrate::Samples, plan::WeightGranularity},
+    quant::plan::WeightGranularity,
     quantize::Silent,
 };
+use residual::{CHANNELS, Pictures, residual, types};
 
 static NEVER: AtomicBool = AtomicBool::new(false);
 
-/// Numbers around zero, from a linear congruential generator, shaped like the sum of four uniform ones.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> f32 {
-        let mut sum = 0.0;
-        for _ in 0..4 {
-            self.0 = self
-                .0
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            sum += (self.0 >> 40) as f32 / (1 << 24) as f32 - 0.5;
-        }
-        sum
-    }
-
-    fn tensor(&mut self, dims: &[usize], scale: f32) -> Tensor {
-        let values: Vec<f32> = (0..dims.iter().product()).map(|_| scale * self.next()).collect();
-        Tensor::from_slice(dims.to_vec(), &values).unwrap()
-    }
-}
-
-const CHANNELS: usize = 8;
-
-fn types(graph: &mut Graph, id: ValueId, dims: &[usize]) {
-    let dims = dims.iter().map(|&n| Dim::Known(n)).collect();
-    graph.value_mut(id).ty = Some(Type::tensor(DataType::Float, Some(dims)));
-}
-
-/// Three convolutions, the third of which is added to the first, and a classifier.
-fn residual() -> Model {
-    let mut noise = Noise(1);
-    let mut graph = Graph::default();
-    graph.name = "residual".to_owned();
-    let x = graph.intern("x");
-    types(&mut graph, x, &[1, 3, 12, 12]);
-    graph.inputs.push(x);
-    let mut conv = |graph: &mut Graph, input: &str, output: &str, n_in: usize| {
-        let w = graph.add_constant(
-            &format!("{output}_w"),
-            noise.tensor(&[CHANNELS, n_in, 3, 3], 1.0 / (n_in as f32).sqrt()),
-        );
-        let b = graph.add_constant(&format!("{output}_b"), noise.tensor(&[CHANNELS], 0.1));
-        let inputs = vec![Some(graph.intern(input)), Some(w), Some(b)];
-        let outputs = vec![Some(graph.intern(output))];
-        let mut node = Node { op_type: "Conv".into(), inputs, outputs, ..Node::default() };
-        node.name = format!("{output}_node");
-        graph.nodes.push(node.with_attr("pads", AttrValue::Ints(vec![1, 1, 1, 1])));
-    };
-    let push = |graph: &mut Graph, op_type: &str, inputs: &[&str], output: &str| {
-        let inputs = inputs.iter().map(|name| Some(graph.intern(name))).collect();
-        let outputs = vec![Some(graph.intern(output))];
-        let name = format!("{output}_node");
-        graph.nodes.push(Node {
-            op_type: op_type.into(),
-            inputs,
-            outputs,
-            name,
-            ..Node::default()
-        });
-    };
-    conv(&mut graph, "x", "c1", 3);
-    push(&mut graph, "Relu", &["c1"], "r1");
-    conv(&mut graph, "r1", "c2", CHANNELS);
-    push(&mut graph, "Relu", &["c2"], "r2");
-    conv(&mut graph, "r2", "c3", CHANNELS);
-    push(&mut graph, "Add", &["c3", "r1"], "sum");
-    push(&mut graph, "GlobalAveragePool", &["sum"], "pool");
-    push(&mut graph, "Flatten", &["pool"], "flat");
-    graph.add_constant("fc_w", Noise(2).tensor(&[CHANNELS, 10], 1.0));
-    graph.add_constant("fc_b", Noise(3).tensor(&[10], 0.1));
-    push(&mut graph, "Gemm", &["flat", "fc_w", "fc_b"], "logits");
-    let logits = graph.intern("logits");
-    types(&mut graph, logits, &[1, 10]);
-    graph.outputs.push(logits);
-    let mut model = Model { graph, ..Model::default() };
-    model.ir_version = 8;
-    model.set_opset("", 13);
-    model
-}
-
-struct Pictures(usize);
-
-impl Samples for Pictures {
-    fn names(&self) -> Vec<String> {
-        (0..self.0).map(|i| format!("{i:03}")).collect()
-    }
-
-    fn sample(&self, i: usize) -> Result<Sample, Box<dyn std::error::Error + Send + Sync>> {
-        let inputs = vec![("x".to_owned(), Noise(100 + i as u64).tensor(&[1, 3, 12, 12], 1.0))];
-        Ok(Sample { name: format!("{i:03}"), inputs })
-    }
-}
-
 fn quantized(model: &Model, granularity: WeightGranularity, format: Format) -> Model {
+    quantized_as(model, PlanOptions { granularity, ..PlanOptions::default() }, format)
+}
+
+fn quantized_as(model: &Model, plan: PlanOptions, format: Format) -> Model {
     let options = Options {
         prepare: PrepareOptions::default(),
-        plan: PlanOptions { granularity, ..PlanOptions::default() },
+        plan,
         target: Target::find("onnxruntime_cpu").unwrap(),
         format,
         collect: None,
@@ -287,4 +200,82 @@ fn an_outlier_channel_is_ranked_first_and_named() {
     let row = result.tensors.iter().find(|t| t.name == "c2_w").unwrap();
     assert_eq!(row.advice[0].cause, Cause::ChannelRanges, "{}", summary(&result));
     assert_eq!(row.advice[0].option.as_deref(), Some("--granularity per_channel"));
+}
+
+#[test]
+fn a_channel_that_rounding_leaves_nothing_of_is_named() {
+    // One channel of an activation a ten thousandth as loud as the others: less than half a step.
+    let mut float = residual();
+    for name in ["c2_w", "c2_b"] {
+        edit::<f32>(&mut float, name, |w| {
+            let n = w.len() / CHANNELS;
+            w[3 * n..4 * n].iter_mut().for_each(|x| *x *= 1e-4);
+        });
+    }
+    let model = quantized(&float, WeightGranularity::PerChannel, Format::Qdq);
+    let result = compared(&float, &model, 2);
+    let (name, node, causes) = first(&result);
+    assert_eq!(
+        (name, node, &causes[..]),
+        ("r2", "r2_node", &[Cause::DeadChannels][..]),
+        "{}",
+        summary(&result)
+    );
+    assert!(result.tensors[0].advice[0].text.starts_with("1 of 8"), "{}", summary(&result));
+
+    // A channel of a weight whose integers are all 0.
+    let float = residual();
+    let mut model = quantized(&float, WeightGranularity::PerChannel, Format::Qdq);
+    edit::<i8>(&mut model, "c2_w_quantized", |codes| {
+        let n = codes.len() / CHANNELS;
+        codes[3 * n..4 * n].fill(0);
+    });
+    let result = compared(&float, &model, 2);
+    let (name, node, causes) = first(&result);
+    assert!(matches!(name, "c2_w" | "c2"), "{}", summary(&result));
+    assert_eq!(
+        (node, &causes[..]),
+        ("c2_node", &[Cause::DeadChannels][..]),
+        "{}",
+        summary(&result)
+    );
+}
+
+#[test]
+fn sums_that_can_saturate_are_named() {
+    // Pairs of products in 16 bits: whole bytes can, seven bits cannot.
+    let float = residual();
+    for (reduce_range, n_remarks) in [(false, 1), (true, 0)] {
+        let plan = PlanOptions { reduce_range, ..PlanOptions::default() };
+        let result = compared(&float, &quantized_as(&float, plan, Format::Qdq), 2);
+        assert_eq!(result.remarks.len(), n_remarks, "{:?}", result.remarks);
+        for remark in &result.remarks {
+            assert_eq!(remark.cause, Cause::SaturatedSums);
+            assert_eq!(remark.option.as_deref(), Some("--reduce-range"));
+        }
+    }
+    // A sum of 70,000 products of 255 and 127 in 32 bits.
+    let mut graph = Graph::default();
+    let [x, y] = ["x", "y"].map(|name| graph.intern(name));
+    let wide = 3 * 12 * 12 * 170;
+    let w = Tensor::from_slice(vec![wide, 2], &vec![1.0_f32; 2 * wide]).unwrap();
+    let w = graph.add_constant("w", w);
+    let repeats = graph.add_constant("repeats", Tensor::vector(&[1_i64, 170]));
+    let sizes = graph.add_constant("sizes", Tensor::vector(&[1_i64, -1]));
+    let [flat, long] = ["flat", "long"].map(|name| graph.intern(name));
+    graph.inputs.push(x);
+    graph.outputs.push(y);
+    graph.nodes.push(Node::new("Reshape", "reshape", [x, sizes], [flat]));
+    graph.nodes.push(Node::new("Tile", "tile", [flat, repeats], [long]));
+    graph.nodes.push(Node::new("MatMul", "product", [long, w], [y]));
+    types(&mut graph, x, &[1, 3, 12, 12]);
+    types(&mut graph, y, &[1, 2]);
+    let mut float = Model { graph, ..Model::default() };
+    float.ir_version = 8;
+    float.set_opset("", 13);
+    let model = quantized(&float, WeightGranularity::PerChannel, Format::Qdq);
+    let result = compared(&float, &model, 2);
+    let row = result.tensors.iter().find(|t| t.name == "w").unwrap();
+    assert_eq!(row.advice[0].cause, Cause::SaturatedSums, "{}", summary(&result));
+    assert!(row.advice[0].text.contains("2 of its outputs can exceed 32 bits"), "{:?}", row.advice);
 }

@@ -312,6 +312,19 @@ fn as_many_tensors_are_matched_as_onnxruntimes_own_debugging_matches() {
     let all = (activations, weights, count("activations"), count("weights"));
     assert!(count("activations") <= activations && count("weights") <= weights, "{all:?}");
     assert!(40 < activations && 40 < weights, "{all:?}");
+    // The functions for looking by hand find the same weights, with the same values.
+    let pairs = midtread::debug::match_weights(&float, &quantized);
+    for (name, sizes) in found["weight_sizes"].as_object().unwrap() {
+        let pair =
+            pairs.get(name).unwrap_or_else(|| panic!("{name} is not among {:?}", pairs.keys()));
+        let (ours, theirs) = (pair.slices(), sizes.as_array().unwrap());
+        for (ours, theirs) in [(&ours.0, &theirs[0]), (&ours.1, &theirs[1])] {
+            let size: f64 = ours.iter().map(|x| f64::from(x.abs())).sum();
+            let theirs = theirs.as_f64().unwrap();
+            // They dequantize in float32 as well; only the sums are not the same additions.
+            assert!((size - theirs).abs() <= 1e-5 * theirs, "{name}: {size} and {theirs}");
+        }
+    }
     // What is matched is the same thing: the quantized model is close to the float one everywhere.
     for t in result.tensors.iter().filter(is_activation) {
         assert!(0.8 < t.cosine, "{}: cosine {} to {}", t.name, t.cosine, t.quantized_name);

@@ -5,16 +5,15 @@ use std::path::PathBuf;
 use clap::Args;
 use midtread::{
     Error,
-    compare::{Advice, Comparison, Options, TensorRow, compare},
+    compare::{Advice, Comparison, TensorRow},
+    manifest::Recorded,
     onnx,
-    quant::calibrate::Samples,
-    report::comparison,
 };
 
 use crate::{
     args::DataArgs,
-    context::{Context, Outcome, write},
-    samples,
+    context::{Context, Outcome, check_output, write},
+    pages, samples,
     table::{percent, shorten, table},
 };
 
@@ -44,22 +43,22 @@ pub(crate) struct Compare {
 
 impl Compare {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
+        if let Some(path) = &self.report {
+            check_output(path)?;
+        }
         let float = onnx::load(&self.float).map_err(Error::from)?;
         let quantized = onnx::load(&self.quantized).map_err(Error::from)?;
         let data = samples::open(&self.data, &float, context)?;
-        let bar = context.bar("compare", data.names().len());
-        let options = Options {
-            n_threads: context.n_threads,
-            max_bytes: context.max_bytes,
-            progress: &|n| bar.set_position(n as u64),
-            interrupted: &context.interrupted,
-        };
-        let result = compare(&float, &quantized, &data, &options);
-        bar.finish_and_clear();
-        let result = result.map_err(Error::from)?;
+        let recorded = Recorded::new(&data, usize::MAX);
+        let result = pages::compared(&float, &quantized, &recorded, context)?;
         if let Some(path) = &self.report {
+            let files = [
+                (self.float.as_path(), samples::model_bytes(&self.float, &float)?),
+                (self.quantized.as_path(), samples::model_bytes(&self.quantized, &quantized)?),
+            ];
+            let page = pages::of_two(files, &float, &recorded, &result, context)?;
             context.check_interrupted()?;
-            write(path, self.page(&result)?.as_bytes())?;
+            write(path, page.to_html().as_bytes())?;
         }
         if context.json {
             context.print_json(&serde_json::to_value(&result)?);
@@ -73,13 +72,6 @@ impl Compare {
             return Ok(Outcome::CheckFailed);
         }
         Ok(Outcome::Done)
-    }
-
-    fn page(&self, result: &Comparison) -> anyhow::Result<String> {
-        let title = format!("{} and {}", self.float.display(), self.quantized.display());
-        let prepared = if result.prepared { "; the float model was prepared first" } else { "" };
-        let subtitle = format!("{} samples{prepared}", result.samples);
-        Ok(comparison::page(&title, &subtitle, result)?)
     }
 
     fn show(&self, result: &Comparison, context: &Context) {

@@ -7,18 +7,19 @@ use midtread::{
     Error, Format, Options, PlanOptions, Runner, Runtime, Target,
     data::{self, InputSpec, Labels, Preprocess},
     demo::{self, Figures},
-    evaluate::{Prediction, RunOptions, predict},
+    evaluate::{Prediction, RunOptions, predict, score},
     graph::Model,
     latency::latency,
+    manifest::Recorded,
     onnx::{self, SaveOptions},
     quant::calibrate::{Collect, Samples},
-    report::{Report, html},
     samples::{self, DataSamples},
 };
 use serde_json::{Value, json};
 
 use crate::{
     context::{Context, Outcome, write},
+    pages,
     table::{percent, size, table},
 };
 
@@ -97,7 +98,12 @@ impl Demo {
         write(&folder.join("fashion_mobilenet.plan"), result.plan.to_text().as_bytes())?;
         let steps = demo::steps(&result, calibration.names().len());
         for step in &steps {
-            context.say(format!("  {:<10} {:>6.2} s   {}", step.name, step.seconds, step.did));
+            context.say(format!(
+                "  {:<10} {:>6.2} s   {}",
+                step.name,
+                step.seconds.unwrap_or(0.0),
+                step.did
+            ));
         }
 
         // What was written is what is scored.
@@ -123,7 +129,7 @@ impl Demo {
             &float_answers,
             &right,
             None,
-            (float_time.median, Runtime::Interpreter),
+            (float_time, Runtime::Interpreter),
         );
         let int8_figures = Figures::new(
             "int8",
@@ -131,18 +137,23 @@ impl Demo {
             &int8_answers,
             &right,
             Some(&float_answers),
-            (int8_time.median, Runtime::Engine),
+            (int8_time, Runtime::Engine),
         );
 
         let classes: Vec<String> = serde_json::from_str(CLASSES)?;
-        let report: Report =
-            demo::report(&result, steps, [&float_figures, &int8_figures], &classes);
+        let of = |i: usize| right[i].clone();
+        let difference = score(&int8_answers, Some(&of), Some(&float_answers)).difference;
+        // Where the error comes from shows on few samples.
+        let some = Recorded::new(&calibration, 64);
+        let comparison = pages::compared(&result.prepared, &int8, &some, context)?;
+        let figures = [&float_figures, &int8_figures];
+        let page = demo::page(&result, &comparison, steps, figures, difference, &classes);
         let report_path = folder.join("report.html");
-        write(&report_path, html::page(&report).as_bytes())?;
+        write(&report_path, page.to_html().as_bytes())?;
 
         if context.json {
             let figures = |f: &Figures| -> Value {
-                json!({ "top1": f.top1, "bytes": f.bytes, "latency_ms": f.latency_ms, "agreement": f.agreement })
+                json!({ "top1": f.top1, "bytes": f.bytes, "latency_ms": f.latency.median, "agreement": f.agreement })
             };
             context.print_json(&json!({
                 "float": figures(&float_figures),
@@ -159,7 +170,7 @@ impl Demo {
                 size(f.bytes),
                 percent(f.top1),
                 f.agreement.map_or("–".into(), percent),
-                format!("{:.3} ms", f.latency_ms),
+                format!("{:.3} ms", f.latency.median),
             ]
         };
         let heading =

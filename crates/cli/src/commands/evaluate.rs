@@ -7,10 +7,12 @@ use midtread::{
     Error, Runtime,
     evaluate::{Difference, Prediction, RunOptions, closeness, predict, score},
     graph::Model,
+    metric::metric,
     onnx,
     quant::calibrate::Samples,
     significance::Verdict,
 };
+use serde_json::json;
 
 use crate::{
     args::DataArgs,
@@ -26,6 +28,7 @@ use crate::{
   midtread evaluate model.int8.onnx --data pictures/ --against model.onnx --min-agreement 99
   midtread evaluate model.int8.onnx --data pictures/ --labels labels.json --against model.onnx --max-drop 0.5%
   midtread evaluate embed.int8.onnx --data sentences/ --against embed.onnx --values
+  midtread evaluate detect.int8.onnx --data pictures/ --against detect.onnx --metric-command 'python map.py truth.json'
   midtread evaluate model.onnx --data t10k-images-idx3-ubyte.gz --labels t10k-labels-idx1-ubyte.gz")]
 pub(crate) struct Evaluate {
     /// The model
@@ -44,6 +47,13 @@ pub(crate) struct Evaluate {
     /// Compare the values of the output instead of answers: mean absolute error, cosine, Spearman's correlation
     #[arg(long, requires = "against", conflicts_with_all = ["labels", "min_agreement"])]
     values: bool,
+    /// Let a program judge the outputs: it is run by the shell with a folder as its last argument (samples.json, and
+    /// a folder for each sample with OUTPUT.npy) and prints a number
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["labels", "values", "min_agreement"])]
+    metric_command: Option<String>,
+    /// Exit with status 1 if that number is less than this
+    #[arg(long, value_name = "NUMBER", requires = "metric_command", allow_negative_numbers = true)]
+    min_metric: Option<f64>,
     /// What runs the model; the other one is run by the interpreter: interpreter, engine
     #[arg(long, value_name = "NAME", default_value = "interpreter", value_parser = parse_runtime)]
     runtime: Runtime,
@@ -67,6 +77,9 @@ impl Evaluate {
         let labels = self.labels.as_ref().map(|path| samples::labels(path, &data)).transpose()?;
         if let Some(other) = against.as_ref().filter(|_| self.values) {
             return self.compare_values(&model, other, &data, context);
+        }
+        if let Some(command) = &self.metric_command {
+            return self.ask(command, &model, against.as_ref(), &data, context);
         }
         let predict = |what: &str, model: &Model, runtime| -> anyhow::Result<Vec<Prediction>> {
             let bar = context.bar(what, data.names().len());
@@ -129,6 +142,48 @@ impl Evaluate {
         Ok(outcome)
     }
 
+    fn ask(
+        &self,
+        command: &str,
+        model: &Model,
+        against: Option<&Model>,
+        data: &dyn Samples,
+        context: &Context,
+    ) -> anyhow::Result<Outcome> {
+        let ask = |model: &Model, runtime| -> anyhow::Result<f64> {
+            let bar = context.bar("evaluate", data.names().len());
+            let options = RunOptions {
+                runtime,
+                n_threads: context.n_threads,
+                max_bytes: context.max_bytes,
+                output: None,
+                progress: &|n| bar.set_position(n as u64),
+                interrupted: &context.interrupted,
+            };
+            let number = metric(model, data, &options, command);
+            bar.finish_and_clear();
+            Ok(number?)
+        };
+        let ours = ask(model, self.runtime)?;
+        let theirs = against.map(|other| ask(other, Runtime::Interpreter)).transpose()?;
+        let n = data.names().len();
+        if context.json {
+            context.print_json(&json!({
+                "samples": n, "metric": ours, "against": theirs,
+                "difference": theirs.map(|theirs| ours - theirs),
+            }));
+        }
+        context.say(format!("{n} samples\n  metric: {ours}"));
+        if let Some(theirs) = theirs {
+            context.say(format!("  the other model: {theirs} (difference {:+})", ours - theirs));
+        }
+        if let Some(least) = self.min_metric.filter(|&least| ours < least) {
+            context.warn(format!("the metric is {ours}, less than {least}"));
+            return Ok(Outcome::CheckFailed);
+        }
+        Ok(Outcome::Done)
+    }
+
     fn compare_values(
         &self,
         model: &Model,
@@ -159,7 +214,7 @@ impl Evaluate {
     }
 }
 
-fn say_difference(difference: &Difference, context: &Context) {
+pub(super) fn say_difference(difference: &Difference, context: &Context) {
     let (low, high) = difference.interval;
     context.say(format!(
         "  top-1 lost: {} ({} to {} with 95 % confidence; McNemar's p = {:.3})",

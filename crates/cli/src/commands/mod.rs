@@ -12,7 +12,9 @@ mod inspect;
 mod plan;
 mod prepare;
 mod quantize;
+mod report;
 mod run;
+mod sensitivity;
 mod stats;
 
 use clap::Subcommand;
@@ -43,6 +45,10 @@ pub(crate) enum Command {
     Bench(bench::Bench),
     /// Show what quantization did to every tensor, the worst first, and what would help
     Compare(compare::Compare),
+    /// Measure what each layer costs, quantized alone and left in float alone
+    Sensitivity(Box<sensitivity::SensitivityCommand>),
+    /// Join size, accuracy and latency of a model before and after, in one table and one page
+    Report(report::ReportCommand),
     /// Score a model on labelled data, or against another model
     Evaluate(evaluate::Evaluate),
     /// Show what quantization does to a value or a tensor, and what each number type holds
@@ -63,6 +69,8 @@ impl Command {
             Self::Run(args) => args.run(context),
             Self::Bench(args) => args.run(context),
             Self::Compare(args) => args.run(context),
+            Self::Sensitivity(args) => args.run(context),
+            Self::Report(args) => args.run(context),
             Self::Evaluate(args) => args.run(context),
             Self::Explain(args) => args.run(context),
         }

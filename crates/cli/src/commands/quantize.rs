@@ -1,6 +1,6 @@
 //! `midtread quantize`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use clap::Args;
@@ -8,13 +8,17 @@ use midtread::{
     Options, Quantized,
     checkpoint::Checkpoint,
     half,
+    manifest::Recorded,
     onnx::{self, SaveOptions},
+    page::Sources,
     quant::{
         Plan, Scheme,
+        calibrate::{Collect, Samples},
         half::{HalfConstant, HalfDecision, HalfOptions, HalfPlan, Storage},
         plan::{Decision, NodePlan},
     },
     quantize::peak_bytes,
+    report::Page,
 };
 use serde_json::{Value, json};
 
@@ -22,7 +26,7 @@ use super::checkpoint::{self, CheckpointArgs};
 use crate::{
     args::{DataArgs, FormatArgs, PlanArgs, PrepareArgs},
     context::{Context, Outcome, check_output, default_output, write},
-    samples,
+    pages, samples,
     table::{size, table},
 };
 
@@ -30,6 +34,7 @@ use crate::{
 #[command(after_help = "Examples:
   midtread quantize mobilenet.onnx --data pictures/ --preprocess imagenet -o mobilenet.int8.onnx
   midtread quantize bert.onnx --scheme dynamic -o bert.int8.onnx
+  midtread quantize model.onnx --data pictures/ --report report.html
   midtread quantize model.onnx --data samples.npz --calibrator percentile --exclude 'head/*'
   midtread quantize model.onnx --scheme weight_only --weights i4 --granularity blocked:32
   midtread quantize model.onnx --weights float16 --data samples.npz --keep-io-types
@@ -57,6 +62,9 @@ pub(crate) struct Quantize {
     /// Keep the plan in this file
     #[arg(long, value_name = "FILE")]
     save_plan: Option<PathBuf>,
+    /// Write what was done and what it cost as one HTML page that needs no network
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// List every node or tensor, not only those kept in float
     #[arg(long)]
     ledger: bool,
@@ -80,14 +88,15 @@ impl Quantize {
         }
         let plan = self.plan.options()?;
         let output = self.output.clone().unwrap_or_else(|| default_output(&self.model, "int8"));
-        let outputs = [Some(&output), self.save_stats.as_ref(), self.save_plan.as_ref()];
-        outputs.into_iter().flatten().try_for_each(|path| check_output(path))?;
+        let outputs = [&self.save_stats, &self.save_plan, &self.report].map(Option::as_ref);
+        outputs.into_iter().flatten().chain([&output]).try_for_each(|path| check_output(path))?;
         let progress = context.stages();
         let options = Options {
             prepare: self.prepare.options(None)?,
             target: self.plan.target()?,
             format: self.format.format,
-            collect: None,
+            // The page shows histograms.
+            collect: self.report.as_ref().map(|_| Collect::Histogram),
             n_threads: context.n_threads,
             max_bytes: context.max_bytes,
             progress: &progress,
@@ -95,12 +104,16 @@ impl Quantize {
             plan,
         };
         let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
-        let samples = match options.plan.scheme {
-            Scheme::Static => Some(samples::open(&self.data, &model, context)?),
-            Scheme::Dynamic | Scheme::WeightOnly => None,
+        let is_static = options.plan.scheme == Scheme::Static;
+        // The page of a scheme that needs no data compares on what data there is.
+        let is_given = self.data.data.is_some() || self.data.random.is_some();
+        let data = match is_static || (self.report.is_some() && is_given) {
+            true => Some(samples::open(&self.data, &model, context)?),
+            false => None,
         };
+        let data = data.as_ref().map(|data| Recorded::new(data, usize::MAX));
         let bytes_in = samples::model_bytes(&self.model, &model)?;
-        let samples = samples.as_ref().map(|s| s as &dyn midtread::quant::calibrate::Samples);
+        let samples = data.as_ref().filter(|_| is_static).map(|data| data as &dyn Samples);
         let result = midtread::quantize(model, samples, &options)?;
         drop(progress);
         context.check_interrupted()?;
@@ -112,6 +125,12 @@ impl Quantize {
         }
         let saved = onnx::save(&result.model, &output, &SaveOptions::default())
             .map_err(midtread::Error::from)?;
+        if let Some(path) = &self.report {
+            let page =
+                self.page(&result, &output, [bytes_in, saved.n_bytes], data.as_ref(), context)?;
+            context.check_interrupted()?;
+            write(path, page.to_html().as_bytes())?;
+        }
         let seconds = start.elapsed().as_secs_f64();
         if context.json {
             context.print_json(&document(
@@ -140,6 +159,47 @@ impl Quantize {
         context.say(ledger_text(&result.plan, self.ledger).trim_end());
         Ok(Outcome::Done)
     }
+
+    fn page(
+        &self,
+        result: &Quantized,
+        output: &Path,
+        [bytes_in, bytes_out]: [u64; 2],
+        data: Option<&Recorded<'_>>,
+        context: &Context,
+    ) -> anyhow::Result<Page> {
+        let n_samples = data.map_or(0, |data| data.names().len());
+        let comparison = match data {
+            Some(data) => {
+                let some = Recorded::new(data, MAX_COMPARED);
+                Some(pages::compared(&result.prepared, &result.model, &some, context)?)
+            }
+            None => None,
+        };
+        let sources = Sources {
+            model: &result.prepared,
+            plan: Some(&result.plan),
+            stats: result.stats.as_ref(),
+            comparison: comparison.as_ref(),
+            sensitivity: None,
+        };
+        let subtitle = match &comparison {
+            Some(c) => format!("{n_samples} samples; compared on {} of them", c.samples),
+            None => "without data: give --data to see the error of every layer".to_owned(),
+        };
+        let title = format!("{} quantized", pages::name(&self.model));
+        // No clock: the same inputs make the same page.
+        let mut steps = midtread::demo::steps(result, n_samples);
+        steps.iter_mut().for_each(|step| step.seconds = None);
+        let mut page = midtread::page::page(&title, &subtitle, &sources);
+        page.variants = vec![
+            pages::variant(&self.model, bytes_in, None),
+            pages::variant(output, bytes_out, comparison.as_ref()),
+        ];
+        page.steps = steps;
+        page.manifest.push(pages::inputs(&[("model", &self.model), ("output", output)], data)?);
+        Ok(page)
+    }
 }
 
 impl Quantize {
@@ -150,6 +210,11 @@ impl Quantize {
         let output = self.output.clone().unwrap_or_else(|| default_output(&self.model, tag));
         let outputs = [Some(&output), self.save_stats.as_ref(), self.save_plan.as_ref()];
         outputs.into_iter().flatten().try_for_each(|path| check_output(path))?;
+        if self.report.is_some() {
+            bail!(
+                "--report is about integers: compare the model in {tag} with `midtread report` instead"
+            );
+        }
         let progress = context.stages();
         let options = half::Options {
             prepare: self.prepare.options(None)?,
@@ -284,6 +349,8 @@ pub(super) fn half_ledger_text(plan: &HalfPlan, all: bool) -> String {
     }
     if rows.len() == 1 { String::new() } else { table(&rows) }
 }
+/// Samples that the page's comparison is about, at most.
+const MAX_COMPARED: usize = 32;
 
 impl Quantize {
     /// Of a checkpoint only the weights are there: nothing is calibrated.
@@ -293,6 +360,7 @@ impl Quantize {
             ("--random", self.data.random.is_some()),
             ("--save-stats", self.save_stats.is_some()),
             ("--save-plan", self.save_plan.is_some()),
+            ("--report", self.report.is_some()),
             ("--overrides", self.plan.overrides.is_some()),
         ];
         if let Some((option, _)) = given.iter().find(|(_, is_given)| *is_given) {

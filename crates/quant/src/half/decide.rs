@@ -66,7 +66,7 @@ pub fn plan(
     })?;
     let mut labels = (HashSet::new(), HashSet::new());
     all_labels(&model.graph, &mut labels);
-    let selection = Selection::new(&labels.0, &labels.1, &options.include, &options.exclude)?;
+    let selection = Selection::new(&labels.0, &labels.1, &options.include, options.exclude.iter())?;
     let scope =
         Scope { imports: &model.opset_imports, target, kernels, options, selection: &selection };
     let mut graphs = Vec::new();

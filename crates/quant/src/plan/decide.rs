@@ -108,7 +108,7 @@ fn decide(
     let graph = &model.graph;
     let labels = graph.nodes.iter().map(|n| graph.label(n)).collect();
     let op_types = graph.nodes.iter().map(|n| n.op_type.as_str()).collect();
-    let selection = Selection::new(&labels, &op_types, &options.include, &options.exclude)?;
+    let selection = Selection::new(&labels, &op_types, &options.include, options.excluded())?;
     let ranges = match (options.scheme, ranges) {
         (Scheme::Static, None) => return Err(Error::NoStats),
         (_, ranges) => ranges,
@@ -154,6 +154,11 @@ fn describe(options: &PlanOptions) -> BTreeMap<String, String> {
             let patterns: Vec<String> = patterns.iter().map(Pattern::to_string).collect();
             put(name, patterns.join(" "));
         }
+    }
+    if !options.overrides.keep_float.is_empty() {
+        let patterns: Vec<String> =
+            options.overrides.keep_float.iter().map(Pattern::to_string).collect();
+        put("keep_float", patterns.join(" "));
     }
     if !options.overrides.tensors.is_empty() {
         let names: Vec<&str> = options.overrides.tensors.keys().map(String::as_str).collect();
@@ -242,9 +247,9 @@ impl<'a> Selection<'a> {
         labels: &HashSet<&str>,
         op_types: &HashSet<&str>,
         include: &'a [Pattern],
-        exclude: &'a [Pattern],
+        exclude: impl Iterator<Item = &'a Pattern> + Clone,
     ) -> Result<Self, Error> {
-        for pattern in include.iter().chain(exclude) {
+        for pattern in include.iter().chain(exclude.clone()) {
             let (what, name, known, found) = match pattern {
                 Pattern::OpType(name) => {
                     ("operator type", name, op_types, op_types.contains(name.as_str()))
@@ -275,9 +280,9 @@ impl<'a> Selection<'a> {
         };
         Ok(Self {
             included: include.iter().filter_map(exact).collect(),
-            excluded: exclude.iter().filter_map(|p| Some((exact(p)?, p))).collect(),
+            excluded: exclude.clone().filter_map(|p| Some((exact(p)?, p))).collect(),
             include: include.iter().filter(|p| exact(p).is_none()).collect(),
-            exclude: exclude.iter().filter(|p| exact(p).is_none()).collect(),
+            exclude: exclude.filter(|p| exact(p).is_none()).collect(),
             all: include.is_empty(),
         })
     }

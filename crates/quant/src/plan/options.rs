@@ -80,6 +80,13 @@ pub struct PlanOptions {
     pub overrides: Overrides,
 }
 
+impl PlanOptions {
+    /// Nodes that stay in float, whether the options or the overrides say so.
+    pub fn excluded(&self) -> impl Iterator<Item = &Pattern> + Clone {
+        self.exclude.iter().chain(&self.overrides.keep_float)
+    }
+}
+
 impl Default for PlanOptions {
     fn default() -> Self {
         Self {

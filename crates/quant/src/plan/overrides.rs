@@ -1,6 +1,8 @@
-//! What a user says about single tensors.
+//! What a user says about single nodes and tensors.
 //!
 //! ```toml
+//! keep_float = ["/features/conv_1", "type:Softmax"] # nodes, as `--exclude` names them
+//!
 //! [tensors.conv1_out]
 //! type = "u16"             # another integer type
 //! symmetry = "symmetric"
@@ -27,12 +29,14 @@ use serde::Deserialize;
 use crate::{
     calibrate::{CALIBRATORS, Calibrator},
     error::Error,
-    plan::{IntType, WeightGranularity, names::nearest, options::symmetry_from_word},
+    plan::{IntType, Pattern, WeightGranularity, names::nearest, options::symmetry_from_word},
 };
 
-/// Overrides by tensor name.
+/// Overrides by name.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
+    /// Nodes that stay in float, besides those that the options exclude.
+    pub keep_float: Vec<Pattern>,
     /// Sorted, so that the first problem reported is always the same.
     pub tensors: BTreeMap<String, Override>,
 }
@@ -57,6 +61,8 @@ pub struct Override {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OverridesFile {
+    #[serde(default)]
+    keep_float: Vec<String>,
     #[serde(default)]
     tensors: BTreeMap<String, toml::Spanned<OverrideFile>>,
 }
@@ -95,7 +101,8 @@ impl Overrides {
                 entry.map_err(|problem| bad(Some(at), format!("tensor `{name}`: {problem}")))?;
             tensors.insert(name, entry);
         }
-        Ok(Self { tensors })
+        let Ok(keep_float) = raw.keep_float.iter().map(|text| text.parse()).collect();
+        Ok(Self { keep_float, tensors })
     }
 }
 
@@ -179,6 +186,14 @@ mod tests {
             err.to_string(),
             "o.toml line 4: tensor `b`: scale must be finite and positive: -1"
         );
+    }
+
+    #[test]
+    fn nodes_to_keep_in_float_are_named_as_exclude_names_them() {
+        let text = "keep_float = [\"fc\", \"type:Softmax\"]\n[tensors.a]\ntype = \"i8\"\n";
+        let overrides = Overrides::from_toml("o.toml", text).unwrap();
+        let want = [Pattern::Name("fc".into()), Pattern::OpType("Softmax".into())];
+        assert_eq!((&overrides.keep_float[..], overrides.tensors.len()), (&want[..], 1));
     }
 
     #[test]
