@@ -8,6 +8,7 @@ mod args;
 mod commands;
 mod context;
 mod pages;
+mod peer;
 mod progress;
 mod samples;
 mod table;

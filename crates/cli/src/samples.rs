@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use midtread::{
-    Error,
+    Error, Loaded,
     data::{self, InputSpec, Labels, Preprocess},
     graph::{Model, Tensor},
     quant::calibrate::Samples,
@@ -51,8 +51,11 @@ pub(crate) fn labels(path: &Path, samples: &DataSamples) -> anyhow::Result<Vec<V
 }
 
 /// The inputs of one run.
-pub(crate) fn read_inputs(path: &Path, model: &Model) -> anyhow::Result<Vec<(String, Tensor)>> {
-    let specs = InputSpec::of(model).map_err(Error::from)?;
+pub(crate) fn read_inputs_of(
+    path: &Path,
+    loaded: &Loaded,
+) -> anyhow::Result<Vec<(String, Tensor)>> {
+    let specs = loaded.inputs()?;
     let samples = data::open(path, &specs, &data::Options::default()).map_err(Error::from)?;
     Ok(samples.sample(0).map_err(Error::from)?.inputs)
 }

@@ -3,30 +3,13 @@
 use midtread_graph::{DataType, Graph, Links, Node, Tensor, ValueId};
 use midtread_ops::constant_value;
 
-/// Scale and zero point of a tensor of 8-bit codes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Params {
-    pub(crate) scale: f32,
-    pub(crate) zero_point: i32,
-    pub(crate) is_signed: bool,
-}
-
-impl Params {
-    /// The least and the greatest code.
-    pub(crate) fn codes(&self) -> [i32; 2] {
-        if self.is_signed { [-128, 127] } else { [0, 255] }
-    }
-
-    pub(crate) fn dtype(&self) -> DataType {
-        if self.is_signed { DataType::Int8 } else { DataType::Uint8 }
-    }
-}
+use crate::code::{Quant, Reshape};
 
 /// Codes that a step reads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Codes {
     pub(crate) id: ValueId,
-    pub(crate) params: Params,
+    pub(crate) params: Quant,
 }
 
 /// Constant weights: codes, scales (one, or one for each output channel) and zero points.
@@ -67,43 +50,76 @@ pub(crate) enum Kind {
     Add {
         inputs: [Codes; 2],
     },
+    Mul {
+        inputs: [Codes; 2],
+    },
+    Concat {
+        inputs: Vec<Codes>,
+    },
     GlobalAveragePool {
         x: Codes,
     },
-    MaxPool {
+    AveragePool {
         x: Codes,
+    },
+    /// Of signed codes, or not.
+    MaxPool {
+        x: ValueId,
+        is_signed: bool,
     },
     /// A function of one number: a table of codes.
     Table {
         x: Codes,
     },
-    /// An operator that moves codes and does not look at them.
-    Moves {
+    /// The same, as an operator on codes.
+    CodeTable {
         x: Codes,
     },
-    /// `x` is quantized while the model runs: its codes, scale and zero point are values. The product is scaled to
-    /// numbers, and `shift` added.
+    /// Other sizes.
+    Reshape {
+        x: ValueId,
+        reshape: Reshape,
+    },
+    /// Another order of dimensions.
+    Transpose {
+        x: ValueId,
+        perm: Vec<usize>,
+    },
+    /// An operator that moves codes and does not look at them, and what it reads.
+    Moves {
+        inputs: Vec<Option<Input>>,
+    },
+    /// An operator on codes in place of the node.
+    Instead {
+        op_type: &'static str,
+        inputs: Vec<Option<Input>>,
+    },
+    Quantize {
+        x: ValueId,
+    },
+    /// With the parameters of the codes.
+    Dequantize {
+        x: Codes,
+    },
+    /// `x` is quantized while the model runs. The product is scaled to numbers, and `shift` added.
     DynamicProduct {
-        x: [ValueId; 3],
+        x: ValueId,
         weights: QuantizedWeights,
         shift: Option<Tensor>,
     },
+    DynamicConv {
+        x: ValueId,
+        weights: QuantizedWeights,
+        /// The node with the window.
+        conv: usize,
+    },
 }
 
-impl Kind {
-    /// The codes that are read.
-    pub(crate) fn codes(&self) -> Vec<Codes> {
-        match self {
-            Self::Conv { x, .. }
-            | Self::Product { x, .. }
-            | Self::GlobalAveragePool { x }
-            | Self::MaxPool { x }
-            | Self::Table { x }
-            | Self::Moves { x } => vec![*x],
-            Self::Add { inputs } => inputs.to_vec(),
-            Self::DynamicProduct { .. } => Vec::new(),
-        }
-    }
+/// What an operator reads.
+#[derive(Clone, Debug)]
+pub(crate) enum Input {
+    Value(ValueId),
+    Constant(Tensor),
 }
 
 /// Some nodes that become one step.
@@ -117,7 +133,7 @@ pub(crate) struct Cluster {
     /// The value made.
     pub(crate) output: ValueId,
     /// Its quantization; `None` where it stays a float.
-    pub(crate) params: Option<Params>,
+    pub(crate) params: Option<Quant>,
 }
 
 /// What is known of a graph while clusters are looked for.
@@ -151,8 +167,26 @@ const UNARY: &[&str] = &[
     "Tanh",
     "ThresholdedRelu",
 ];
-/// Operators whose output's elements are their first input's.
-const MOVES: &[&str] = &["Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"];
+/// Operators whose output's elements are their first input's, besides those that only change its sizes.
+const MOVES: &[&str] =
+    &["DepthToSpace", "Expand", "Gather", "GatherND", "Slice", "SpaceToDepth", "Tile"];
+/// Operators whose output's codes are their first input's, with the same parameters.
+const KEEP_CODES: &[&str] = &[
+    "DepthToSpace",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "GatherND",
+    "Identity",
+    "MaxPool",
+    "Reshape",
+    "Slice",
+    "SpaceToDepth",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+];
 
 impl<'a> Finder<'a> {
     pub(crate) fn new(graph: &'a Graph) -> Self {
@@ -182,7 +216,25 @@ impl<'a> Finder<'a> {
     pub(crate) fn cluster(&self, i: usize) -> Option<Cluster> {
         let node = &self.graph.nodes[i];
         match (node.domain.as_str(), node.op_type.as_str()) {
-            ("", "QuantizeLinear") => self.before_quantize(node),
+            ("", "QuantizeLinear") => self.before_quantize(node).or_else(|| {
+                let params =
+                    self.params(node.input(1)?, node.input(2), node.int("output_dtype"))?;
+                let x = node.input(0).filter(|&x| self.constant(x).is_none())?;
+                let is_float = self.graph.type_of(node.input(1)?)?.elem() == Some(DataType::Float);
+                let output = node.output(0)?;
+                let kind = Kind::Quantize { x };
+                is_float.then_some(Cluster {
+                    kind,
+                    node: i,
+                    clamp: None,
+                    output,
+                    params: Some(params),
+                })
+            }),
+            ("", "DequantizeLinear") => {
+                let x = self.dequantized(node.output(0)?)?;
+                self.float_output(i, Kind::Dequantize { x })
+            }
             ("", "QLinearConv") => {
                 let weights = self.weights(node, 3, 4, 5, 0)?;
                 let bias = match node.input(8) {
@@ -220,14 +272,45 @@ impl<'a> Finder<'a> {
                 let inputs = [self.codes_of(node, 0)?, self.codes_of(node, 3)?];
                 self.qoperator(i, Kind::Add { inputs }, 6)
             }
+            ("com.microsoft", "QLinearMul") => {
+                let inputs = [self.codes_of(node, 0)?, self.codes_of(node, 3)?];
+                self.qoperator(i, Kind::Mul { inputs }, 6)
+            }
+            ("com.microsoft", "QLinearConcat") => {
+                let inputs = (2..node.inputs.len()).step_by(3).map(|at| self.codes_of(node, at));
+                let inputs = inputs.collect::<Option<Vec<_>>>()?;
+                self.qoperator(i, Kind::Concat { inputs }, 0)
+            }
+            ("com.microsoft", "QLinearAveragePool")
+                if node.int("channels_last").unwrap_or(0) == 0 =>
+            {
+                self.qoperator(i, Kind::AveragePool { x: self.codes_of(node, 0)? }, 3)
+            }
+            ("com.microsoft", "QLinearLeakyRelu" | "QLinearSigmoid") => {
+                self.qoperator(i, Kind::CodeTable { x: self.codes_of(node, 0)? }, 3)
+            }
             ("com.microsoft", "QLinearGlobalAveragePool")
                 if node.int("channels_last").unwrap_or(0) == 0 =>
             {
                 self.qoperator(i, Kind::GlobalAveragePool { x: self.codes_of(node, 0)? }, 3)
             }
             ("", "MatMul" | "Gemm") => self.float_output(i, self.product(node)?),
-            ("", "Mul") => self.float_output(i, self.dynamic_product(node, None)?),
+            ("", "Mul") => {
+                let kind = self.dynamic_product(node, None).or_else(|| self.dynamic_conv(node))?;
+                self.float_output(i, kind)
+            }
             ("", "Add") => self.float_output(i, self.dynamic_product_and_shift(node)?),
+            ("", "MaxPool") if node.output(1).is_none() => {
+                let x = node.input(0)?;
+                let is_signed = self.code_type(x, 0)?;
+                self.float_output(i, Kind::MaxPool { x, is_signed })
+            }
+            // Numbers stay with the operators, which do not copy them.
+            ("", _) => {
+                let x = node.input(0)?;
+                self.code_type(x, 0)?;
+                self.float_output(i, self.moved(node, x)?)
+            }
             _ => None,
         }
     }
@@ -255,7 +338,7 @@ impl<'a> Finder<'a> {
         if matches!(node.op_type.as_str(), "Relu" | "Clip")
             && node.domain.is_empty()
             && let Some((before, inner)) = self.only_producer(node.input(0)?)
-            && matches!(inner.op_type.as_str(), "Conv" | "Gemm" | "MatMul")
+            && matches!(inner.op_type.as_str(), "Conv" | "Gemm" | "MatMul" | "Add" | "Mul")
         {
             clamp = Some(self.bounds(node)?);
             (i, node) = (before, inner);
@@ -269,23 +352,49 @@ impl<'a> Finder<'a> {
                 weights: self.dequantized_weights(node.input(1)?)?,
                 bias: self.bias(node.input(2))?,
             },
-            "MatMul" | "Gemm" => self.product(node)?,
+            "MatMul" | "Gemm" => match self.product(node) {
+                Some(kind) => kind,
+                // Both factors are made while the model runs.
+                None if node.op_type == "MatMul" && clamp.is_none() => {
+                    let (a, b) =
+                        (self.dequantized(node.input(0)?)?, self.dequantized(node.input(1)?)?);
+                    let factor =
+                        |x: Codes| Some([&[Some(Input::Value(x.id))][..], &of(x.params)?].concat());
+                    let inputs = [factor(a)?, factor(b)?, of(params)?.to_vec()].concat();
+                    Kind::Instead { op_type: "QLinearMatMul", inputs }
+                }
+                None => return None,
+            },
             "Add" => Kind::Add {
                 inputs: [self.dequantized(node.input(0)?)?, self.dequantized(node.input(1)?)?],
             },
+            "Mul" => Kind::Mul {
+                inputs: [self.dequantized(node.input(0)?)?, self.dequantized(node.input(1)?)?],
+            },
+            "Concat" => {
+                let inputs = node.inputs.iter().map(|&id| self.dequantized(id?));
+                Kind::Concat { inputs: inputs.collect::<Option<Vec<_>>>()? }
+            }
             "GlobalAveragePool" => Kind::GlobalAveragePool { x: self.dequantized(node.input(0)?)? },
+            "AveragePool" => Kind::AveragePool { x: self.dequantized(node.input(0)?)? },
+            "Softmax" => {
+                let x = self.dequantized(node.input(0)?)?;
+                let inputs =
+                    [&[Some(Input::Value(x.id))][..], &of(x.params)?, &of(params)?].concat();
+                Kind::Instead { op_type: "QLinearSoftmax", inputs }
+            }
             "MaxPool" if node.output(1).is_none() => {
                 let x = self.dequantized(node.input(0)?)?;
-                (x.params == params).then_some(Kind::MaxPool { x })?
+                (x.params == params)
+                    .then_some(Kind::MaxPool { x: x.id, is_signed: params.is_signed })?
             }
             op if UNARY.contains(&op) && self.others_are_constant(node) => {
                 Kind::Table { x: self.dequantized(node.input(0)?)? }
             }
-            op if MOVES.contains(&op) => {
+            _ => {
                 let x = self.dequantized(node.input(0)?)?;
-                (x.params == params).then_some(Kind::Moves { x })?
+                (x.params == params).then(|| self.moved(node, x.id))??
             }
-            _ => return None,
         };
         Some(Cluster { kind, node: i, clamp, output, params: Some(params) })
     }
@@ -293,6 +402,130 @@ impl<'a> Finder<'a> {
     fn only_producer(&self, id: ValueId) -> Option<(usize, &'a Node)> {
         self.links.only_consumer(id)?;
         self.producer(id)
+    }
+
+    /// What only moves elements of `x`.
+    fn moved(&self, node: &Node, x: ValueId) -> Option<Kind> {
+        let list = |i: usize, name: &str| match node.input(i) {
+            Some(id) => Some(Some(self.constant(id)?.to_vec::<i64>().ok()?)),
+            None => Some(node.ints(name).map(<[i64]>::to_vec)),
+        };
+        let reshape = match node.op_type.as_str() {
+            "Reshape" => Reshape::To {
+                sizes: list(1, "shape")??,
+                allow_zero: node.int("allowzero").unwrap_or(0) != 0,
+            },
+            "Flatten" => Reshape::Flatten(node.int("axis").unwrap_or(1)),
+            "Squeeze" => Reshape::Squeeze(list(1, "axes")?),
+            "Unsqueeze" => Reshape::Unsqueeze(list(1, "axes")??),
+            "Identity" => Reshape::Squeeze(Some(Vec::new())),
+            "Transpose" => {
+                let perm = node.ints("perm")?.iter().map(|&d| usize::try_from(d).ok());
+                return Some(Kind::Transpose { x, perm: perm.collect::<Option<_>>()? });
+            }
+            op if MOVES.contains(&op) || self.is_nearest_resize(node) => {
+                let mut inputs: Vec<_> =
+                    node.inputs.iter().map(|id| id.map(Input::Value)).collect();
+                *inputs.first_mut()? = Some(Input::Value(x));
+                return Some(Kind::Moves { inputs });
+            }
+            _ => return None,
+        };
+        Some(Kind::Reshape { x, reshape })
+    }
+
+    fn is_nearest_resize(&self, node: &Node) -> bool {
+        node.op_type == "Resize" && node.str("mode").unwrap_or("nearest") == "nearest"
+    }
+
+    /// Whether a value's codes are signed, where it is known to be codes.
+    fn code_type(&self, id: ValueId, depth: usize) -> Option<bool> {
+        let (_, node) = self.producer(id)?;
+        let at = match (node.domain.as_str(), node.op_type.as_str()) {
+            ("", "QuantizeLinear") => {
+                return Some(
+                    self.params(node.input(1)?, node.input(2), node.int("output_dtype"))?.is_signed,
+                );
+            }
+            ("", "QLinearConv" | "QLinearMatMul")
+            | ("com.microsoft", "QLinearAdd" | "QLinearMul") => 7,
+            ("com.microsoft", "QGemm") => 8,
+            ("com.microsoft", "QLinearConcat") => 1,
+            (
+                "com.microsoft",
+                "QLinearGlobalAveragePool"
+                | "QLinearAveragePool"
+                | "QLinearLeakyRelu"
+                | "QLinearSigmoid"
+                | "QLinearSoftmax",
+            ) => 4,
+            // A long chain of them is not worth following.
+            ("", op) if KEEP_CODES.contains(&op) && depth < 64 => {
+                return self.code_type(node.input(0)?, depth + 1);
+            }
+            _ => return None,
+        };
+        match self.constant(node.input(at)?)?.dtype() {
+            DataType::Uint8 => Some(false),
+            DataType::Int8 => Some(true),
+            _ => None,
+        }
+    }
+
+    /// Why node `i` is not done in integers: a clause.
+    pub(crate) fn why_not(&self, i: usize) -> String {
+        let node = &self.graph.nodes[i];
+        let name = |id: ValueId| self.graph.value_name(id).to_owned();
+        let op = node.op_type.as_str();
+        let is_quantizable = UNARY.contains(&op)
+            || KEEP_CODES.contains(&op)
+            || [
+                "Conv",
+                "MatMul",
+                "Gemm",
+                "Add",
+                "Mul",
+                "Concat",
+                "GlobalAveragePool",
+                "AveragePool",
+                "Softmax",
+                "Resize",
+            ]
+            .contains(&op);
+        if op.starts_with("QLinear") || op == "QGemm" || op.ends_with("Integer") {
+            return "on codes, by the operator's definition: weights or parameters that are not constant, or a form without a kernel".to_owned();
+        }
+        if op == "MatMulNBits" {
+            return "its weights are widened to numbers, as its definition says".to_owned();
+        }
+        if matches!(op, "QuantizeLinear" | "DequantizeLinear" | "DynamicQuantizeLinear") {
+            return "more than one scale, another type than 8-bit codes, or codes that other operators read too".to_owned();
+        }
+        if !is_quantizable || !(node.domain.is_empty() || node.domain == "com.microsoft") {
+            return "there is no integer form of the operator".to_owned();
+        }
+        for id in node.inputs.iter().take(if op == "Concat" { usize::MAX } else { 2 }).flatten() {
+            let is_data = node.inputs.first() == Some(&Some(*id))
+                || ["Conv", "MatMul", "Gemm", "Add", "Mul", "Concat"].contains(&op);
+            let is_dequantized = self.producer(*id).is_some_and(|(_, p)| p.is("DequantizeLinear"));
+            if is_data && !is_dequantized {
+                return format!("its input `{}` is not quantized", name(*id));
+            }
+        }
+        let output = node.output(0);
+        let consumers: Vec<&Node> = output
+            .map_or(&[][..], |id| self.links.consumers(id))
+            .iter()
+            .map(|&c| &self.graph.nodes[c])
+            .collect();
+        match (output, &consumers[..]) {
+            (Some(id), [_, _, ..]) => format!("its result `{}` is used more than once before it is quantized", name(id)),
+            (Some(id), [next]) if !next.is("QuantizeLinear") => {
+                format!("its result `{}` goes to {} before it is quantized", name(id), next.op_type)
+            }
+            (Some(id), []) => format!("its result `{}` is not quantized", name(id)),
+            _ => "its parameters have no integer kernel: more than one scale, other types, or other attributes".to_owned(),
+        }
     }
 
     fn others_are_constant(&self, node: &Node) -> bool {
@@ -329,14 +562,15 @@ impl<'a> Finder<'a> {
 
     /// What ONNX Runtime's dynamic quantizer writes: `Mul(Cast(MatMulInteger), Mul(scale_x, scale_w))`, where `x` comes
     /// from a DynamicQuantizeLinear.
-    fn dynamic_product(&self, mul: &Node, shift: Option<Tensor>) -> Option<Kind> {
+    fn dynamic(&self, mul: &Node, op_type: &str) -> Option<(ValueId, QuantizedWeights, usize)> {
+        let is_conv = op_type == "ConvInteger";
         let (cast, scales) = one_of_each(mul, |id| {
             let (_, node) = self.only_producer(id)?;
             (node.is("Cast") && node.int("to") == Some(1)).then_some(node)
         })?;
-        let (_, product) = self.only_producer(cast.input(0)?)?;
+        let (at, product) = self.only_producer(cast.input(0)?)?;
         let (_, scales) = self.producer(scales)?;
-        if !product.is("MatMulInteger") || !scales.is("Mul") {
+        if !product.is(op_type) || !scales.is("Mul") {
             return None;
         }
         let (w_scales, x_scale) = one_of_each(scales, |id| self.constant(id))?;
@@ -349,9 +583,19 @@ impl<'a> Finder<'a> {
         let codes = self.constant(product.input(1)?)?;
         let scales = w_scales.to_vec::<f32>().ok()?;
         let zero_points = self.zero_points(product.input(3))?;
-        let axis = codes.dims().len() as i64 - 1;
+        let axis = if is_conv { 0 } else { codes.dims().len() as i64 - 1 };
         let weights = QuantizedWeights { codes, scales, zero_points, axis };
+        Some((x[0], weights, at))
+    }
+
+    fn dynamic_product(&self, mul: &Node, shift: Option<Tensor>) -> Option<Kind> {
+        let (x, weights, _) = self.dynamic(mul, "MatMulInteger")?;
         Some(Kind::DynamicProduct { x, weights, shift })
+    }
+
+    fn dynamic_conv(&self, mul: &Node) -> Option<Kind> {
+        let (x, weights, conv) = self.dynamic(mul, "ConvInteger")?;
+        Some(Kind::DynamicConv { x, weights, conv })
     }
 
     fn dynamic_product_and_shift(&self, add: &Node) -> Option<Kind> {
@@ -380,7 +624,7 @@ impl<'a> Finder<'a> {
         Some(Codes { id, params: self.params(node.input(at + 1)?, node.input(at + 2), None)? })
     }
 
-    fn params(&self, scale: ValueId, zero: Option<ValueId>, dtype: Option<i64>) -> Option<Params> {
+    fn params(&self, scale: ValueId, zero: Option<ValueId>, dtype: Option<i64>) -> Option<Quant> {
         let scale = self.constant(scale)?.item::<f32>()?;
         let (zero_point, is_signed) = match zero {
             Some(id) => {
@@ -398,7 +642,7 @@ impl<'a> Finder<'a> {
                 _ => return None,
             },
         };
-        (scale.is_finite() && 0.0 < scale).then_some(Params { scale, zero_point, is_signed })
+        (scale.is_finite() && 0.0 < scale).then_some(Quant { scale, zero_point, is_signed })
     }
 
     fn dequantized_weights(&self, id: ValueId) -> Option<QuantizedWeights> {
@@ -418,9 +662,7 @@ impl<'a> Finder<'a> {
         axis: i64,
     ) -> Option<QuantizedWeights> {
         let codes = self.constant(node.input(codes)?)?;
-        if !matches!(codes.dtype(), DataType::Uint8 | DataType::Int8) {
-            return None;
-        }
+        let codes = bytes_of_codes(&codes)?;
         let scales = self.constant(node.input(scale)?)?.to_vec::<f32>().ok()?;
         let zero_points = self.zero_points(node.input(zero))?;
         let axis = if axis < 0 { axis + codes.dims().len() as i64 } else { axis };
@@ -430,7 +672,7 @@ impl<'a> Finder<'a> {
     /// Constant zero points of weights; 0 where they are left out.
     fn zero_points(&self, id: Option<ValueId>) -> Option<Vec<i32>> {
         let Some(id) = id else { return Some(vec![0]) };
-        let zero = self.constant(id)?;
+        let zero = bytes_of_codes(&self.constant(id)?)?;
         Some(match zero.dtype() {
             DataType::Uint8 => zero.to_vec::<u8>().ok()?.into_iter().map(i32::from).collect(),
             DataType::Int8 => zero.to_vec::<i8>().ok()?.into_iter().map(i32::from).collect(),
@@ -456,4 +698,31 @@ impl<'a> Finder<'a> {
 fn one_of_each<T>(node: &Node, find: impl Fn(ValueId) -> Option<T>) -> Option<(T, ValueId)> {
     let (a, b) = (node.input(0)?, node.input(1)?);
     find(a).map(|found| (found, b)).or_else(|| Some((find(b)?, a)))
+}
+
+/// Scale and zero point as constants that an operator reads.
+fn of(params: Quant) -> Option<[Option<Input>; 2]> {
+    let dtype = if params.is_signed { DataType::Int8 } else { DataType::Uint8 };
+    let zero = Tensor::from_bytes(dtype, Vec::new(), vec![params.zero_point as u8].into()).ok()?;
+    Some([Tensor::scalar(params.scale), zero].map(|tensor| Some(Input::Constant(tensor))))
+}
+
+/// Codes of 8 bits as they are, and of 4 bits one a byte.
+fn bytes_of_codes(codes: &Tensor) -> Option<Tensor> {
+    let nibble = |i: usize| codes.as_bytes()[i / 2] >> (i % 2 * 4) & 15;
+    let dims = codes.dims().to_vec();
+    match codes.dtype() {
+        DataType::Uint8 | DataType::Int8 => Some(codes.clone()),
+        DataType::Uint4 => {
+            let bytes: Vec<u8> = (0..codes.len()).map(nibble).collect();
+            Tensor::from_slice(dims, &bytes).ok()
+        }
+        DataType::Int4 => {
+            // The sign bit of the nibble to the byte's.
+            let bytes: Vec<i8> =
+                (0..codes.len()).map(|i| (nibble(i) << 4).cast_signed() >> 4).collect();
+            Tensor::from_slice(dims, &bytes).ok()
+        }
+        _ => None,
+    }
 }

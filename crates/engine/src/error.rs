@@ -9,6 +9,9 @@ pub enum Error {
     /// The model, or the inputs, are not what can be run at all.
     #[error(transparent)]
     Model(#[from] midtread_exec::Error),
+    /// The program, or what it does with these inputs, is wrong.
+    #[error(transparent)]
+    Fault(#[from] crate::Fault),
     /// Something that only the interpreter does.
     #[error(
         "node `{node}` ({op_type}): {what} is not supported by the engine: run the model with the interpreter"

@@ -1,100 +1,117 @@
-//! A compiled model and its runs.
+//! A compiled model and its runs on tensors.
 
-use std::sync::Mutex;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use midtread_exec::{Interpreter, Options, Port, topological_order};
-use midtread_graph::{Graph, Model, Tensor, ValueId, model::opset_of};
-use midtread_ops::{Args, EvalCtx, OpError, Pool};
+use bytes::Bytes;
+use midtread_exec::Port;
+use midtread_graph::{DataType, Dim, Model, Tensor, Type};
+use midtread_ops::Pool;
 
 use crate::{
-    cluster::{Cluster, Finder, Kind},
+    code::{self, Code, Size},
     error::Error,
-    layout::Held,
-    step::{Step, Work, evaluate},
+    fault::Fault,
+    host::{Operators, Tensors},
+    lower,
+    machine::{Machine, Session, StepInfo},
 };
+
+/// How a model is compiled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// From sums to codes.
+    pub requantize: Requantize,
+}
+
+/// How sums become codes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Requantize {
+    /// A product in `f32`, rounded to even: as ONNX Runtime.
+    #[default]
+    Float,
+    /// A multiplier of 31 bits and a shift ([`midtread_num::requant::Multiplier`]): for devices without a float unit.
+    FixedPoint,
+}
+
+impl Requantize {
+    /// Every one.
+    pub const ALL: &'static [Self] = &[Self::Float, Self::FixedPoint];
+
+    /// As options spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float => "float",
+            Self::FixedPoint => "fixed-point",
+        }
+    }
+}
 
 /// A model that is ready to run in integers.
 ///
 /// Steps use the rayon pool that the caller is in (`pool.install(|| program.run(..))`).
 pub struct Program {
-    /// Checks the inputs, and holds the graph.
-    interpreter: Interpreter,
-    steps: Vec<Step>,
-    /// Values that are the same in every run, by [`ValueId::idx`].
-    constants: Vec<Option<Tensor>>,
-    /// Free memory: one pool for each run there has been at the same time.
-    pools: Mutex<Vec<Pool>>,
-}
-
-/// What became of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StepInfo {
-    /// The node whose attributes the step has.
-    pub node: String,
-    /// Its operator.
-    pub op_type: String,
-    /// How it is computed: "integer convolution", or "operator" for what the interpreter does.
-    pub kind: &'static str,
+    machine: Machine,
+    operators: Operators,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    /// What runs need: one for each run there has been at the same time.
+    runs: Mutex<Vec<(Session<Tensor>, Pool)>>,
 }
 
 impl std::fmt::Debug for Program {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Program({} steps of `{}`)", self.steps.len(), self.interpreter.graph().name)
+        write!(f, "Program({} steps)", self.machine.steps.len())
+    }
+}
+
+impl Code {
+    /// Finds the integer steps of a model.
+    pub fn compile(model: &Model, options: &Options) -> Result<Self, Error> {
+        lower::compile(model, options)
     }
 }
 
 impl Program {
     /// Finds the integer steps of a model and packs their weights.
-    pub fn compile(model: &Model) -> Result<Self, Error> {
-        let interpreter = Interpreter::new(model, Options { max_bytes: None })?;
-        let graph = interpreter.graph();
-        let opsets = interpreter.opset_imports();
-        let finder = Finder::new(graph);
-        let mut wanted = vec![false; graph.values().len()];
-        graph.outputs.iter().for_each(|id| wanted[id.idx()] = true);
-        let mut steps = Vec::new();
-        // From the outputs back, so that what only a cluster's inside needed is never asked for.
-        for i in topological_order(graph)?.into_iter().rev() {
-            let node = &graph.nodes[i];
-            if !node.outputs.iter().flatten().any(|id| wanted[id.idx()]) {
-                continue;
-            }
-            let step = match integer_step(graph, opsets, &finder, i) {
-                Some(step) => step,
-                None => operator_step(graph, opsets, i)?,
-            };
-            step.inputs.iter().flatten().for_each(|id| wanted[id.idx()] = true);
-            steps.push(step);
-        }
-        steps.reverse();
-        let mut constants: Vec<Option<Tensor>> =
-            graph.value_ids().map(|id| finder.constant(id).filter(|_| wanted[id.idx()])).collect();
-        fold(graph, &mut steps, &mut constants)?;
-        mark_last_uses(graph, &mut steps);
-        Ok(Self { interpreter, steps, constants, pools: Mutex::default() })
+    pub fn compile(model: &Model, options: &Options) -> Result<Self, Error> {
+        Self::new(Code::compile(model, options)?)
+    }
+
+    /// Checks a compiled model and packs its weights.
+    pub fn new(code: Code) -> Result<Self, Error> {
+        let operators = Operators::new(&code)?;
+        let (inputs, outputs) = (ports(&code, &code.inputs), ports(&code, &code.outputs));
+        let machine = Machine::new(code)?;
+        Ok(Self { machine, operators, inputs, outputs, runs: Mutex::default() })
+    }
+
+    /// From what [`Code::to_bytes`] made.
+    pub fn from_bytes(bytes: Bytes) -> Result<Self, Error> {
+        Self::new(Code::from_bytes(bytes)?)
     }
 
     /// The inputs, in the model's order.
     pub fn inputs(&self) -> &[Port] {
-        self.interpreter.inputs()
+        &self.inputs
     }
 
     /// The outputs, in the model's order.
     pub fn outputs(&self) -> &[Port] {
-        self.interpreter.outputs()
+        &self.outputs
     }
 
     /// What is computed how, in the order of a run.
     pub fn steps(&self) -> impl Iterator<Item = StepInfo> {
-        let graph = self.interpreter.graph();
-        self.steps.iter().map(|step| {
-            let node = &graph.nodes[step.node];
-            StepInfo {
-                node: graph.label(node).to_owned(),
-                op_type: node.op_type.clone(),
-                kind: step.work.kind(),
-            }
-        })
+        self.machine.steps()
+    }
+
+    /// Bytes of the arenas of the runs that there have been at the same time.
+    pub fn arena_bytes(&self) -> usize {
+        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        runs.iter().map(|(session, _)| session.arena_bytes()).sum()
     }
 
     /// Runs the program: names and tensors of the inputs in, of the outputs out, in the model's order.
@@ -106,171 +123,62 @@ impl Program {
     pub fn run_watched(
         &self,
         inputs: Vec<(String, Tensor)>,
-        watch: &mut dyn FnMut(usize, std::time::Duration),
+        watch: &mut dyn FnMut(usize, Duration),
     ) -> Result<Vec<(String, Tensor)>, Error> {
-        self.interpreter.check_inputs(&inputs)?;
-        let pool =
-            self.pools.lock().expect("no panic while the lock is held").pop().unwrap_or_default();
-        let result = self.run_with(&pool, inputs, watch);
-        self.pools.lock().expect("no panic while the lock is held").push(pool);
-        result
+        midtread_exec::check_inputs(&self.inputs, &inputs)?;
+        let run = self.runs.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let (mut session, pool) = match run {
+            Some(run) => run,
+            None => (Session::new(&self.machine)?, Pool::default()),
+        };
+        let result = self.run_in(&mut session, &pool, inputs, watch);
+        session.clear();
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).push((session, pool));
+        Ok(result?)
     }
 
-    fn run_with(
+    fn run_in(
         &self,
+        session: &mut Session<Tensor>,
         pool: &Pool,
         inputs: Vec<(String, Tensor)>,
-        watch: &mut dyn FnMut(usize, std::time::Duration),
-    ) -> Result<Vec<(String, Tensor)>, Error> {
-        let graph = self.interpreter.graph();
-        let mut values: Vec<Option<Held>> = vec![None; graph.values().len()];
-        for &id in &graph.inputs {
-            let default = graph.value(id).constant.as_ref();
-            values[id.idx()] = default.map(|tensor| Held::Plain(tensor.to_aligned()));
-        }
-        for (name, tensor) in inputs {
-            let id = graph.find(&name).expect("checked to be an input");
-            values[id.idx()] = Some(Held::Plain(tensor.to_aligned()));
-        }
-        for (i, step) in self.steps.iter().enumerate() {
-            let node = &graph.nodes[step.node];
-            let inputs = step.inputs.iter().zip(&step.is_last_use).map(|(id, &is_last)| {
-                let id = (*id)?;
-                let value = &mut values[id.idx()];
-                let held = if is_last { value.take() } else { value.clone() };
-                held.or_else(|| self.constants[id.idx()].clone().map(Held::Plain))
-            });
-            let inputs = inputs.collect();
-            let start = std::time::Instant::now();
-            let outputs =
-                step.run(node, inputs, pool).map_err(|e| node_error(graph, step.node, e))?;
-            watch(i, start.elapsed());
-            for (held, id) in outputs.into_iter().zip(&step.outputs) {
-                if let Some(id) = id {
-                    values[id.idx()] = Some(held);
-                }
-            }
-        }
-        graph
-            .outputs
-            .iter()
-            .map(|&id| {
-                let held = values[id.idx()].clone();
-                let constant = || Some(Held::Plain(self.constants[id.idx()].clone()?));
-                let held = held.or_else(constant).expect("a step makes every output");
-                let tensor = held.into_plain(pool).map_err(|e| node_error(graph, 0, e))?;
-                Ok((graph.value_name(id).to_owned(), tensor))
-            })
-            .collect()
+        watch: &mut dyn FnMut(usize, Duration),
+    ) -> Result<Vec<(String, Tensor)>, Fault> {
+        let machine = &self.machine;
+        let host = Tensors { operators: &self.operators, pool };
+        let mut start = Instant::now();
+        let given = inputs.into_iter().map(|(name, tensor)| {
+            let port = machine.inputs.iter().find(|port| port.name == name);
+            (port.expect("checked to be an input").value, tensor.to_aligned())
+        });
+        session.run_with(machine, &host, given.collect(), &mut |step| {
+            let end = Instant::now();
+            watch(step, end - start);
+            start = end;
+        })?;
+        let outputs = machine.outputs.iter().enumerate().map(|(i, port)| {
+            let held = session.take_output(machine, i);
+            let tensor = held.or_else(|| self.operators.constant(port.value));
+            let tensor =
+                tensor.ok_or_else(|| Fault::new(format!("output `{}` is not made", port.name)));
+            Ok((port.name.clone(), tensor?))
+        });
+        outputs.collect()
     }
 }
 
-fn node_error(graph: &Graph, i: usize, source: OpError) -> Error {
-    let node = &graph.nodes[i];
-    Error::Node { node: graph.label(node).to_owned(), op_type: node.op_type.clone(), source }
-}
-
-/// The step of the cluster that ends with node `i`.
-fn integer_step(
-    graph: &Graph,
-    opsets: &[(String, i64)],
-    finder: &Finder<'_>,
-    i: usize,
-) -> Option<Step> {
-    let cluster: Cluster = finder.cluster(i)?;
-    let node = &graph.nodes[cluster.node];
-    let opset = opset_of(opsets, &node.domain)?;
-    let (work, inputs) = match (&cluster.kind, cluster.params) {
-        (Kind::Table { x }, Some(y)) => {
-            let others: Vec<_> = node
-                .inputs
-                .iter()
-                .skip(1)
-                .map(|id| id.and_then(|id| finder.constant(id)))
-                .collect();
-            (Work::table(x.params, y, node, opset, &others)?, vec![Some(x.id)])
-        }
-        _ => Work::of(&cluster, node, opset)?,
+fn ports(code: &Code, ports: &[code::Port]) -> Vec<Port> {
+    let dim = |size: &Size| match size {
+        Size::Known(n) => Dim::Known(*n),
+        Size::Named(name) => Dim::Symbol(name.clone()),
+        Size::Unknown => Dim::Unknown,
     };
-    let codes = cluster.kind.codes().iter().map(|codes| codes.params.dtype()).collect();
-    let is_last_use = vec![false; inputs.len()];
-    Some(Step {
-        work,
-        codes,
-        node: cluster.node,
-        inputs,
-        outputs: vec![Some(cluster.output)],
-        is_last_use,
-    })
-}
-
-/// The step that evaluates node `i` as the interpreter does.
-fn operator_step(graph: &Graph, opsets: &[(String, i64)], i: usize) -> Result<Step, Error> {
-    let node = &graph.nodes[i];
-    let unsupported = |what| Error::Unsupported {
-        node: graph.label(node).to_owned(),
-        op_type: node.op_type.clone(),
-        what,
+    let port = |port: &code::Port| Port {
+        name: port.name.clone(),
+        ty: DataType::from_onnx(port.elem).map(|elem| {
+            Type::tensor(elem, port.dims.as_ref().map(|dims| dims.iter().map(dim).collect()))
+        }),
+        has_default: code.constants.iter().any(|(value, _)| *value == port.value),
     };
-    if node.subgraphs().next().is_some() {
-        return Err(unsupported("a subgraph"));
-    }
-    let def = midtread_ops::find(&node.domain, &node.op_type)
-        .ok_or_else(|| unsupported("this operator"))?;
-    let opset = opset_of(opsets, &node.domain).ok_or_else(|| unsupported("this operator set"))?;
-    Ok(Step {
-        work: Work::Operator { def, opset },
-        codes: Vec::new(),
-        node: i,
-        inputs: node.inputs.clone(),
-        outputs: node.outputs.clone(),
-        is_last_use: vec![false; node.inputs.len()],
-    })
-}
-
-/// Evaluates the operators whose inputs are all constant, once and for all.
-fn fold(
-    graph: &Graph,
-    steps: &mut Vec<Step>,
-    constants: &mut [Option<Tensor>],
-) -> Result<(), Error> {
-    let pool = Pool::default();
-    let mut error = None;
-    steps.retain(|step| {
-        let Work::Operator { def, opset } = step.work else { return true };
-        let node = &graph.nodes[step.node];
-        let is_constant = step.inputs.iter().flatten().all(|id| constants[id.idx()].is_some());
-        if !is_constant || error.is_some() || node.op_type.starts_with("Random") {
-            return true;
-        }
-        let args = step.inputs.iter().map(|id| constants[(*id)?.idx()].clone()).collect();
-        match evaluate(def, &EvalCtx { node, opset, pool: &pool }, Args(args)) {
-            Ok(outputs) => {
-                for (tensor, id) in outputs.into_iter().zip(&step.outputs) {
-                    if let Some(id) = id {
-                        constants[id.idx()] = Some(tensor);
-                    }
-                }
-                false
-            }
-            Err(source) => {
-                error = Some(node_error(graph, step.node, source));
-                true
-            }
-        }
-    });
-    error.map_or(Ok(()), Err)
-}
-
-fn mark_last_uses(graph: &Graph, steps: &mut [Step]) {
-    let mut used = vec![false; graph.values().len()];
-    let mark = |used: &mut Vec<bool>, id: ValueId| std::mem::replace(&mut used[id.idx()], true);
-    for &id in &graph.outputs {
-        mark(&mut used, id);
-    }
-    for step in steps.iter_mut().rev() {
-        for (is_last, id) in step.is_last_use.iter_mut().zip(&step.inputs).rev() {
-            *is_last = id.is_some_and(|id| !mark(&mut used, id));
-        }
-    }
+    ports.iter().map(port).collect()
 }

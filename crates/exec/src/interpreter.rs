@@ -192,7 +192,7 @@ impl Interpreter {
         let tensors =
             inputs.iter().filter_map(|(name, x)| Some((name.clone(), x.as_tensor()?.clone())));
         // Of what is no tensor, only the name is checked.
-        self.check_given(&tensors.collect::<Vec<_>>(), &|name| {
+        check_given(&self.inputs, &tensors.collect::<Vec<_>>(), &|name| {
             inputs.iter().any(|(n, _)| n == name)
         })?;
         let data = inputs.into_iter().map(|(name, x)| match self.graph.find(&name) {
@@ -239,37 +239,7 @@ impl Interpreter {
     /// Whether `inputs` are what the model asks for: names, types, ranks and sizes. Sizes that the model names may
     /// have any value, but the same one wherever the name stands.
     pub fn check_inputs(&self, inputs: &[(String, Tensor)]) -> Result<(), Error> {
-        self.check_given(inputs, &|_| false)
-    }
-
-    /// [`Interpreter::check_inputs`], where `is_given` are there too, and are no tensors.
-    fn check_given(
-        &self,
-        inputs: &[(String, Tensor)],
-        is_given: &dyn Fn(&str) -> bool,
-    ) -> Result<(), Error> {
-        let mut given: BTreeMap<&str, &Tensor> = BTreeMap::new();
-        for (name, tensor) in inputs {
-            if !self.inputs.iter().any(|port| port.name == *name) {
-                let known = self.inputs.iter().map(|port| port.name.clone()).collect();
-                return Err(Error::UnknownInput { name: name.clone(), known });
-            }
-            if given.insert(name, tensor).is_some() {
-                return Err(Error::InputTwice(name.clone()));
-            }
-        }
-        let mut symbols: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
-        for port in &self.inputs {
-            match given.get(port.name.as_str()) {
-                Some(tensor) => check_input(port, tensor, &mut symbols)?,
-                None if port.has_default || is_given(&port.name) => {}
-                None => {
-                    let given = inputs.iter().map(|(name, _)| name.clone()).collect();
-                    return Err(Error::MissingInput { name: port.name.clone(), given });
-                }
-            }
-        }
-        Ok(())
+        check_inputs(&self.inputs, inputs)
     }
 
     fn execute(
@@ -597,6 +567,41 @@ impl fmt::Display for ArgTypes {
         }
         Ok(())
     }
+}
+
+/// Checks names, types and sizes of inputs against what a model says of them.
+pub fn check_inputs(ports: &[Port], inputs: &[(String, Tensor)]) -> Result<(), Error> {
+    check_given(ports, inputs, &|_| false)
+}
+
+/// [`check_inputs`], where `is_given` are there too, and are no tensors.
+fn check_given(
+    ports: &[Port],
+    inputs: &[(String, Tensor)],
+    is_given: &dyn Fn(&str) -> bool,
+) -> Result<(), Error> {
+    let mut given: BTreeMap<&str, &Tensor> = BTreeMap::new();
+    for (name, tensor) in inputs {
+        if !ports.iter().any(|port| port.name == *name) {
+            let known = ports.iter().map(|port| port.name.clone()).collect();
+            return Err(Error::UnknownInput { name: name.clone(), known });
+        }
+        if given.insert(name, tensor).is_some() {
+            return Err(Error::InputTwice(name.clone()));
+        }
+    }
+    let mut symbols: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+    for port in ports {
+        match given.get(port.name.as_str()) {
+            Some(tensor) => check_input(port, tensor, &mut symbols)?,
+            None if port.has_default || is_given(&port.name) => {}
+            None => {
+                let given = inputs.iter().map(|(name, _)| name.clone()).collect();
+                return Err(Error::MissingInput { name: port.name.clone(), given });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check_input<'a>(

@@ -32,5 +32,5 @@ mod schedule;
 
 pub use error::Error;
 pub use inline::inline_functions;
-pub use interpreter::{Interpreter, Named, NamedData, NodeTime, Options, Port};
+pub use interpreter::{Interpreter, Named, NamedData, NodeTime, Options, Port, check_inputs};
 pub use schedule::topological_order;

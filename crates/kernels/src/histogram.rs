@@ -9,8 +9,8 @@
 
 use std::cell::RefCell;
 
+use crate::autovec::autovec;
 use crate::min_max::{Extremes, INFINITY_BITS, LANES, count_kinds};
-use crate::simd::autovec;
 use crate::variant::{VariantInfo, describe, select};
 
 /// The rows of `variants()` for this module.

@@ -10,20 +10,49 @@
 //!
 //! Architecture invariant: a result does not depend on the number of threads.
 
+#![cfg_attr(not(feature = "std"), no_std)]
+
+extern crate alloc;
+// So that a path of `std` that `core` has as well is written as everywhere else.
+#[cfg(not(feature = "std"))]
+extern crate core as std;
+
+/// What the program is compiled for: nothing can be asked at run time.
+#[cfg(all(not(feature = "std"), target_arch = "x86_64"))]
+macro_rules! is_x86_feature_detected {
+    ($feature:tt) => {
+        cfg!(target_feature = $feature)
+    };
+}
+
 pub mod variant;
 
+mod autovec;
 mod par;
+#[cfg(feature = "std")]
 mod simd;
 
+#[cfg(feature = "std")]
 pub mod conv;
+#[cfg(not(feature = "std"))]
+#[path = "conv/sizes.rs"]
+pub mod conv;
+#[cfg(feature = "std")]
 pub mod elementwise;
+#[cfg(feature = "std")]
 pub mod gemm;
+#[cfg(feature = "std")]
 pub mod int8;
+#[cfg(feature = "std")]
 pub mod norm;
+#[cfg(feature = "std")]
+pub mod peak;
+#[cfg(feature = "std")]
 pub mod pool;
 pub mod quantized;
 pub mod transpose;
 
+#[cfg(feature = "std")]
 pub mod histogram;
 pub mod min_max;
 pub mod quantize;
@@ -32,13 +61,19 @@ pub use variant::{Isa, VariantInfo, variants};
 
 /// The modules whose kernels [`variants`] lists. A module with a list of variants adds its line.
 static DESCRIBE: &[variant::Describe] = &[
+    #[cfg(feature = "std")]
     gemm::describe,
+    #[cfg(feature = "std")]
     conv::describe,
+    #[cfg(feature = "std")]
     elementwise::describe,
+    #[cfg(feature = "std")]
     norm::describe,
+    #[cfg(feature = "std")]
     int8::describe,
     quantized::describe,
     quantize::variants,
     min_max::variants,
+    #[cfg(feature = "std")]
     histogram::variants,
 ];

@@ -1,6 +1,8 @@
 //! The smallest and largest element of a slice, and what is not a number in it.
 
-use crate::simd::autovec;
+use alloc::vec::Vec;
+
+use crate::autovec::autovec;
 use crate::variant::{VariantInfo, describe, select};
 
 /// The rows of `variants()` for this module.

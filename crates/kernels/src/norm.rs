@@ -5,9 +5,9 @@
 //! the bits are the same on every CPU and for any number of threads, and the error of a long sum along elements is a
 //! 16th of a plain one's.
 
+use crate::autovec::autovec;
 use crate::elementwise::math;
 use crate::par::{self, Disjoint};
-use crate::simd::autovec;
 use crate::variant::{self, VariantInfo};
 
 /// Lanes of a sum.

@@ -1,23 +1,36 @@
 //! Splitting work over the threads of the rayon pool that the caller is in.
 
+use alloc::vec::Vec;
+#[cfg(feature = "std")]
 use std::cell::RefCell;
 use std::marker::PhantomData;
+
+/// Threads of the pool that the caller is in.
+fn n_threads() -> usize {
+    #[cfg(feature = "std")]
+    return rayon::current_num_threads();
+    #[cfg(not(feature = "std"))]
+    1
+}
 
 /// Runs `task(0)`, ..., `task(n_tasks - 1)`, on one thread when the pool has one or when all of them together cost
 /// less than waking another thread. `cost` is the estimated work of all tasks, in nanoseconds.
 pub(crate) fn for_each_task(n_tasks: usize, cost: usize, task: impl Fn(usize) + Sync) {
-    if n_tasks <= 1 || cost < 2 * MIN_TASK_NS || rayon::current_num_threads() == 1 {
+    if n_tasks <= 1 || cost < 2 * MIN_TASK_NS || n_threads() == 1 {
         (0..n_tasks).for_each(task);
         return;
     }
-    use rayon::iter::{IntoParallelIterator, ParallelIterator};
-    (0..n_tasks).into_par_iter().for_each(&task);
+    #[cfg(feature = "std")]
+    {
+        use rayon::iter::{IntoParallelIterator, ParallelIterator};
+        (0..n_tasks).into_par_iter().for_each(&task);
+    }
 }
 
 /// How many tasks to cut work of `cost` nanoseconds into: one for one thread, and otherwise a few for each thread
 /// so that none waits long for the last, but none shorter than is worth a thread's while.
 pub(crate) fn n_tasks(cost: usize) -> usize {
-    match rayon::current_num_threads() {
+    match n_threads() {
         1 => 1,
         n_threads => (cost / MIN_TASK_NS).clamp(1, 4 * n_threads),
     }
@@ -48,10 +61,29 @@ pub(crate) fn for_each_chunk<T: Send>(
         }
         return;
     }
-    use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-    use rayon::slice::ParallelSliceMut;
-    let len = n_units.div_ceil(n_tasks) * unit;
-    out.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| f(i * len, chunk));
+    #[cfg(feature = "std")]
+    {
+        use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+        use rayon::slice::ParallelSliceMut;
+        let len = n_units.div_ceil(n_tasks) * unit;
+        out.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| f(i * len, chunk));
+    }
+}
+
+/// Into how many parts to cut the rows and the columns, to have about `n_tasks` tasks.
+///
+/// Cutting the rows costs packing `b` again, which is about as much work as three tiles of each panel.
+pub(crate) fn grid(n_tasks: usize, n_tiles: usize, n_panels: usize) -> (usize, usize) {
+    if n_tasks <= 1 {
+        return (1, 1);
+    }
+    (1..=n_tasks.min(n_tiles))
+        .map(|n_m| (n_m, n_tasks.div_ceil(n_m).min(n_panels)))
+        .min_by_key(|(n_m, n_n)| {
+            let task = n_panels.div_ceil(*n_n) * (n_tiles.div_ceil(*n_m) + 3);
+            task * (n_m * n_n).div_ceil(n_threads())
+        })
+        .expect("at least one way")
 }
 
 /// A slice that several tasks write to, each its own elements.
@@ -86,20 +118,51 @@ impl<'a, T> Disjoint<'a, T> {
     }
 }
 
-thread_local! {
-    static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+/// A type that scratch memory is made of.
+pub(crate) trait Scratch: Copy + Default + 'static {
+    /// Scratch memory that a thread has free.
+    #[cfg(feature = "std")]
+    fn free<R>(f: impl FnOnce(&mut Vec<Vec<Self>>) -> R) -> R;
 }
 
-/// Calls `f` with `len` floats of scratch memory, whose contents are whatever was there before. Nested calls get
-/// different memory. Each thread keeps its scratch for the next call.
-pub(crate) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    let mut buffer = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
-    if buffer.len() < len + 15 {
-        buffer.resize(len + 15, 0.0);
-    }
-    // On a cache line's border, so that no vector load straddles two lines.
-    let start = buffer.as_ptr().align_offset(64).min(15);
-    let result = f(&mut buffer[start..start + len]);
-    SCRATCH.with_borrow_mut(|free| free.push(buffer));
+macro_rules! scratch {
+    ($($ty:ty),*) => {$(
+        impl Scratch for $ty {
+            #[cfg(feature = "std")]
+            fn free<R>(f: impl FnOnce(&mut Vec<Vec<Self>>) -> R) -> R {
+                thread_local! {
+                    static FREE: RefCell<Vec<Vec<$ty>>> = const { RefCell::new(Vec::new()) };
+                }
+                FREE.with_borrow_mut(f)
+            }
+        }
+    )*};
+}
+
+scratch!(f32, i32, u8);
+
+/// Calls `f` with a vector whose contents are whatever was there before. Nested calls get different ones. Each thread
+/// keeps its vectors for the next call.
+pub(crate) fn with_vec<T: Scratch, R>(f: impl FnOnce(&mut Vec<T>) -> R) -> R {
+    #[cfg(feature = "std")]
+    let mut buffer = T::free(Vec::pop).unwrap_or_default();
+    #[cfg(not(feature = "std"))]
+    let mut buffer = Vec::new();
+    let result = f(&mut buffer);
+    #[cfg(feature = "std")]
+    T::free(|free| free.push(buffer));
     result
+}
+
+/// Calls `f` with `len` elements of scratch memory, on a cache line's border, so that no vector load straddles two
+/// lines. Its contents are whatever was there before.
+pub(crate) fn with_scratch<T: Scratch, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
+    let room = 64 / size_of::<T>() - 1;
+    with_vec(|buffer: &mut Vec<T>| {
+        if buffer.len() < len + room {
+            buffer.resize(len + room, T::default());
+        }
+        let start = buffer.as_ptr().align_offset(64).min(room);
+        f(&mut buffer[start..start + len])
+    })
 }

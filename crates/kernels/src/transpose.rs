@@ -1,5 +1,7 @@
 //! Permuting a tensor's dimensions.
 
+use alloc::vec::Vec;
+
 use crate::par::{self, Disjoint};
 
 /// `y[i_perm] = x[i]`: dimension `d` of `y` is dimension `perm[d]` of `x`, as ONNX `Transpose`.
@@ -8,10 +10,8 @@ use crate::par::{self, Disjoint};
 ///
 /// When `perm` is not a permutation of `dims`' positions, or a slice has another length than `dims` say.
 pub fn transpose<T: Copy + Send + Sync>(x: &[T], dims: &[usize], perm: &[usize], y: &mut [T]) {
-    let mut seen = vec![false; dims.len()];
-    for &p in perm {
-        assert!(!std::mem::replace(&mut seen[p], true), "{perm:?} is a permutation");
-    }
+    let is_permutation = (0..dims.len()).all(|d| perm.contains(&d));
+    assert!(is_permutation, "{perm:?} is a permutation");
     assert_eq!(perm.len(), dims.len(), "a permutation of every dimension");
     assert_eq!(x.len(), dims.iter().product::<usize>(), "the input's elements");
     assert_eq!(y.len(), x.len(), "the output's elements");
@@ -19,9 +19,16 @@ pub fn transpose<T: Copy + Send + Sync>(x: &[T], dims: &[usize], perm: &[usize],
         return;
     }
 
-    let mut out = merged(dims, perm);
+    let (mut few, mut many) = ([Dim { size: 1, step: 1 }; 8], Vec::new());
+    let room = match dims.len() {
+        ..=8 => &mut few[..],
+        n => {
+            many.resize(n, few[0]);
+            &mut many[..]
+        }
+    };
     // The innermost dimension of the output; what goes on in both is copied as it is.
-    let Some(last) = out.pop() else {
+    let Some((&mut last, out)) = merged(dims, perm, room).split_last_mut() else {
         y.copy_from_slice(x);
         return;
     };
@@ -29,7 +36,7 @@ pub fn transpose<T: Copy + Send + Sync>(x: &[T], dims: &[usize], perm: &[usize],
         let unit = last.size;
         par::for_each_chunk(y, unit, unit as f32 * 0.25 + 2.0, |start, y| {
             for (i, y) in y.chunks_exact_mut(unit).enumerate() {
-                let from = source(start / unit + i, &out);
+                let from = source(start / unit + i, out);
                 y.copy_from_slice(&x[from..][..unit]);
             }
         });
@@ -82,23 +89,23 @@ struct Dim {
     step: usize,
 }
 
-/// The output's dimensions, without those of size 1 and with those made one that follow each other in the input too.
-fn merged(dims: &[usize], perm: &[usize]) -> Vec<Dim> {
-    let mut steps = vec![1; dims.len()];
-    for d in (1..dims.len()).rev() {
-        steps[d - 1] = steps[d] * dims[d];
-    }
-    let mut out: Vec<Dim> = Vec::with_capacity(dims.len());
+/// The output's dimensions, without those of size 1 and with those made one that follow each other in the input too:
+/// the first ones of `room`, which has one for each.
+fn merged<'a>(dims: &[usize], perm: &[usize], room: &'a mut [Dim]) -> &'a mut [Dim] {
+    let mut n = 0;
     for &p in perm.iter().filter(|p| dims[**p] != 1) {
-        let dim = Dim { size: dims[p], step: steps[p] };
-        match out.last_mut() {
+        let dim = Dim { size: dims[p], step: dims[p + 1..].iter().product() };
+        match room[..n].last_mut() {
             Some(last) if last.step == dim.step * dim.size => {
                 *last = Dim { size: last.size * dim.size, step: dim.step };
             }
-            _ => out.push(dim),
+            _ => {
+                room[n] = dim;
+                n += 1;
+            }
         }
     }
-    out
+    &mut room[..n]
 }
 
 fn source(mut i: usize, out: &[Dim]) -> usize {

@@ -6,6 +6,8 @@
 //! of that class, so that a slower path can be tested on a faster machine; a kernel that has no row
 //! of the class, or whose row this CPU cannot run, falls back to `scalar`.
 
+use alloc::{string::String, vec::Vec};
+#[cfg(feature = "std")]
 use std::sync::OnceLock;
 
 /// A class of instruction sets: what `MIDTREAD_ISA` names.
@@ -48,6 +50,15 @@ impl Isa {
 ///
 /// Read once, so that a process never mixes classes.
 pub fn requested() -> &'static Result<Option<Isa>, String> {
+    // Where there is no environment, nothing is asked for.
+    #[cfg(not(feature = "std"))]
+    return &Ok(None);
+    #[cfg(feature = "std")]
+    requested_once()
+}
+
+#[cfg(feature = "std")]
+fn requested_once() -> &'static Result<Option<Isa>, String> {
     static REQUESTED: OnceLock<Result<Option<Isa>, String>> = OnceLock::new();
     REQUESTED.get_or_init(|| match std::env::var_os("MIDTREAD_ISA") {
         Some(word) => parse(&word.to_string_lossy()),
@@ -55,6 +66,7 @@ pub fn requested() -> &'static Result<Option<Isa>, String> {
     })
 }
 
+#[cfg(feature = "std")]
 fn parse(word: &str) -> Result<Option<Isa>, String> {
     if word.is_empty() {
         return Ok(None);

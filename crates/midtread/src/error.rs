@@ -33,6 +33,15 @@ pub enum Error {
     /// A model could not be compiled or run by the engine.
     #[error("the model cannot be run by the engine")]
     Engine(#[from] midtread_engine::Error),
+    /// A compiled program could not be read.
+    #[error("{}", path.display())]
+    Program {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: midtread_engine::Fault,
+    },
     /// A model could not be run on a sample.
     #[error("sample `{sample}`")]
     RunSample {
@@ -94,6 +103,7 @@ impl Error {
                 }
                 _ => None,
             },
+            Self::Program { .. } => Some("compile the model again: `midtread compile`".into()),
             Self::Run(e) | Self::RunSample { source: e, .. } => e.hint().map(Into::into),
             _ => None,
         }

@@ -20,6 +20,10 @@ pub struct Latency {
     pub median: f64,
     /// Nine of ten took less.
     pub p90: f64,
+    /// Ninety-nine of a hundred took less.
+    pub p99: f64,
+    /// Runs a second, one after the other.
+    pub per_second: f64,
 }
 
 /// How long one node takes.
@@ -31,6 +35,8 @@ pub struct NodeLatency {
     pub op_type: String,
     /// Types and sizes of its inputs, or how the engine computes it.
     pub inputs: String,
+    /// Whether it computes on codes.
+    pub is_integer: bool,
     /// The shortest time, in milliseconds.
     pub ms: f64,
 }
@@ -40,7 +46,15 @@ impl Latency {
     pub fn of(mut times: Vec<f64>, threads: usize) -> Self {
         times.sort_by(f64::total_cmp);
         let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
-        Self { runs: times.len(), threads, min: times[0], median: at(0.5), p90: at(0.9) }
+        Self {
+            runs: times.len(),
+            threads,
+            min: times[0],
+            median: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            per_second: 1e3 * times.len() as f64 / times.iter().sum::<f64>(),
+        }
     }
 }
 
@@ -92,6 +106,7 @@ pub fn profile(
                         node: time.node,
                         op_type: time.op_type,
                         inputs: time.detail,
+                        is_integer: time.is_integer,
                         ms,
                     }),
                 }
@@ -99,6 +114,15 @@ pub fn profile(
         }
         Ok(shortest)
     })
+}
+
+/// What all threads together do at most a second: operations on 8-bit codes and on `f32`. `None` where it is not known.
+pub fn peak(n_threads: usize) -> Result<Option<[f64; 2]>, Error> {
+    let peaks = pool(n_threads)?.broadcast(|_| midtread_kernels::peak::measure());
+    let sum = |of: fn(&midtread_kernels::peak::Peak) -> f64| {
+        peaks.iter().map(|peak| peak.as_ref().map(of)).sum::<Option<f64>>()
+    };
+    Ok(sum(|peak| peak.int8).zip(sum(|peak| peak.float)).map(<[f64; 2]>::from))
 }
 
 fn pool(n_threads: usize) -> Result<rayon::ThreadPool, Error> {

@@ -24,6 +24,7 @@
 //! (the report), [`debug`], [`demo`], [`mod@explain`] (one value, one tensor, every type), [`error`].
 #![forbid(unsafe_code)]
 
+pub mod cost;
 pub mod debug;
 pub mod demo;
 pub mod error;
@@ -59,4 +60,4 @@ pub use error::Error;
 pub use midtread_compare::Comparison;
 pub use midtread_quant::{Format, Plan, PlanOptions, Scheme, Stats, Target, apply, plan};
 pub use quantize::{Options, Quantized, quantize};
-pub use runtime::{Runner, Runtime};
+pub use runtime::{EngineOptions, Loaded, Requantize, Runner, Runtime};

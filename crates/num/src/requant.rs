@@ -14,8 +14,16 @@ pub fn multiplier(x_scale: f32, w_scale: f32, y_scale: f32) -> f32 {
     x_scale * w_scale / y_scale
 }
 
-/// The factors and the offset of a quantized sum: its code is `a * factors[0] + b * factors[1] + offset`, rounded and
-/// saturated, where `a` and `b` are codes. All in `f32`, as onnxruntime's QLinearAdd computes it.
+/// The same factor in `f64`, from which a [`Multiplier`] is made.
+pub fn real_multiplier(x_scale: f32, w_scale: f32, y_scale: f32) -> f64 {
+    f64::from(x_scale) * f64::from(w_scale) / f64::from(y_scale)
+}
+
+/// The factors and the offset of a quantized sum: its code is `a * factors[0] + (b * factors[1] + offset)`, rounded and
+/// saturated, where `a` and `b` are codes and each product is rounded together with its sum.
+///
+/// All in `f32`, as onnxruntime's QLinearAdd computes it on x86 with FMA, where the compiler fuses one product of the
+/// offset as well: `y_zero_point - fma(factors[0], zero_points[0], factors[1] * zero_points[1])`.
 pub fn sum_factors(
     scales: [f32; 2],
     zero_points: [i32; 2],
@@ -23,8 +31,8 @@ pub fn sum_factors(
     y_zero_point: i32,
 ) -> ([f32; 2], f32) {
     let factors = scales.map(|scale| scale / y_scale);
-    let [a, b] = [0, 1].map(|i| factors[i] * zero_points[i] as f32);
-    (factors, y_zero_point as f32 - (a + b))
+    let [a, b] = zero_points.map(|z| z as f32);
+    (factors, y_zero_point as f32 - libm::fmaf(factors[0], a, factors[1] * b))
 }
 
 /// `saturate(round_ties_even(acc * multiplier) + zero_point)`, the product in `f32`.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use midtread::{
-    Error, Runtime,
+    Error, Requantize, Runtime,
     evaluate::{Difference, Prediction, RunOptions, closeness, predict, score},
     graph::Model,
     metric::metric,
@@ -57,6 +57,10 @@ pub(crate) struct Evaluate {
     /// What runs the model; the other one is run by the interpreter: interpreter, engine
     #[arg(long, value_name = "NAME", default_value = "interpreter", value_parser = parse_runtime)]
     runtime: Runtime,
+    /// How the engine comes from sums to codes: float, as ONNX Runtime, or fixed-point
+    #[arg(long, value_name = "HOW", default_value = "float",
+          value_parser = super::compile::parse_requantize)]
+    requantize: Requantize,
     /// Exit with status 1 unless, with 95 % confidence, this percentage of right answers is lost at most: 0.5%
     #[arg(long, value_name = "PERCENT", requires_all = ["labels", "against"], value_parser = parse_percent)]
     max_drop: Option<f64>,
@@ -95,7 +99,7 @@ impl Evaluate {
             bar.finish_and_clear();
             Ok(predictions?)
         };
-        let ours = predict("evaluate", &model, self.runtime)?;
+        let ours = predict("evaluate", &model, self.runtime.requantizing(self.requantize))?;
         let theirs = against
             .as_ref()
             .map(|m| predict("the other model", m, Runtime::Interpreter))
@@ -193,7 +197,7 @@ impl Evaluate {
     ) -> anyhow::Result<Outcome> {
         let bar = context.bar("evaluate", data.names().len());
         let options = RunOptions {
-            runtime: self.runtime,
+            runtime: self.runtime.requantizing(self.requantize),
             n_threads: context.n_threads,
             max_bytes: context.max_bytes,
             output: self.output.as_deref(),

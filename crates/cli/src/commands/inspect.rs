@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use clap::Args;
 use midtread::{
     checkpoint::Checkpoint,
-    engine::Program,
+    engine::{Program, StepInfo},
     graph::{Graph, Model, Type},
     onnx,
 };
@@ -65,7 +65,17 @@ impl Inspect {
                 let ports = |ports: &[(String, String)]| -> Vec<_> {
                     ports.iter().map(|(name, ty)| json!({ "name": name, "type": ty })).collect()
                 };
+                let steps = match self.engine {
+                    true => Some(
+                        steps(&model)?
+                            .into_iter()
+                            .map(|s| json!({ "node": s.node, "op_type": s.op_type, "kind": s.kind, "why": s.why }))
+                            .collect::<Vec<_>>(),
+                    ),
+                    false => None,
+                };
                 context.print_json(&json!({
+                    "engine": steps,
                     "ir_version": model.ir_version,
                     "opsets": model.opset_imports.iter().cloned().collect::<BTreeMap<_, _>>(),
                     "producer": model.producer_name,
@@ -111,24 +121,39 @@ impl Inspect {
                 context.say(node_table(graph).trim_end());
             }
             if self.engine {
-                context.say(step_table(&model)?.trim_end());
+                context.say(step_table(&steps(&model)?).trim_end());
             }
         }
         Ok(Outcome::Done)
     }
 }
 
-/// How the engine computes what, and how many steps of each kind there are.
-fn step_table(model: &Model) -> anyhow::Result<String> {
-    let program = Program::compile(model).map_err(midtread::Error::from)?;
+/// How the engine computes what, and why not in integers.
+fn steps(model: &Model) -> anyhow::Result<Vec<StepInfo>> {
+    let program = Program::compile(model, &midtread::EngineOptions::default());
+    Ok(program.map_err(midtread::Error::from)?.steps().collect())
+}
+
+/// The steps, how many there are of each kind, and the reasons.
+fn step_table(steps: &[StepInfo]) -> String {
     let mut rows = vec![["node", "operator", "computed as"].map(str::to_owned).to_vec()];
-    let mut kinds = BTreeMap::new();
-    for step in program.steps() {
+    let (mut kinds, mut reasons) = (BTreeMap::new(), BTreeMap::new());
+    for step in steps {
         *kinds.entry(step.kind).or_insert(0) += 1;
-        rows.push(vec![step.node, step.op_type, step.kind.to_owned()]);
+        rows.push(vec![step.node.clone(), step.op_type.clone(), step.kind.to_owned()]);
+        if !step.why.is_empty() {
+            reasons.entry(&step.why).or_insert_with(Vec::new).push(&step.node[..]);
+        }
     }
     let kinds: Vec<String> = kinds.iter().map(|(kind, n)| format!("{n} x {kind}")).collect();
-    Ok(format!("{}\n{}", table(&rows), kinds.join(", ")))
+    let mut text = format!("{}\n{}", table(&rows), kinds.join(", "));
+    if !reasons.is_empty() {
+        text += "\n\nnot in integers, because";
+        for (why, nodes) in reasons {
+            text += &format!("\n  {why}:\n    {}", nodes.join(", "));
+        }
+    }
+    text
 }
 
 fn constants(graph: &Graph) -> impl Iterator<Item = &midtread::graph::Tensor> {

@@ -5,6 +5,7 @@ mod bench;
 mod calibrate;
 mod checkpoint;
 mod compare;
+mod compile;
 mod demo;
 mod evaluate;
 mod explain;
@@ -41,7 +42,9 @@ pub(crate) enum Command {
     Quantize(quantize::Quantize),
     /// Run a model once, or many times to see how long it takes
     Run(run::Run),
-    /// Time models side by side: threads, interpreter and engine
+    /// Compile a quantized model for the engine, into a file that is read without compiling again
+    Compile(compile::Compile),
+    /// Time models side by side: threads, interpreter, engine and ONNX Runtime
     Bench(bench::Bench),
     /// Show what quantization did to every tensor, the worst first, and what would help
     Compare(compare::Compare),
@@ -67,6 +70,7 @@ impl Command {
             Self::Apply(args) => args.run(context),
             Self::Quantize(args) => args.run(context),
             Self::Run(args) => args.run(context),
+            Self::Compile(args) => args.run(context),
             Self::Bench(args) => args.run(context),
             Self::Compare(args) => args.run(context),
             Self::Sensitivity(args) => args.run(context),

@@ -4,10 +4,10 @@ use std::{num::NonZero, path::PathBuf};
 
 use clap::Args;
 use midtread::{
-    Runner, Runtime,
+    Loaded, Requantize, Runtime,
     graph::Tensor,
     latency::{latency, profile},
-    onnx,
+    quantize::peak_bytes,
 };
 use serde_json::json;
 
@@ -24,7 +24,7 @@ use crate::{
   midtread run model.onnx --inputs in.npz --profile
   midtread run model.int8.onnx --inputs in.npz --runtime engine --repeat 100")]
 pub(crate) struct Run {
-    /// The model
+    /// The model, or a compiled program
     model: PathBuf,
     /// The inputs, by name: an .npz file, or an .npy file for a model with one input
     #[arg(long, value_name = "FILE")]
@@ -38,6 +38,10 @@ pub(crate) struct Run {
     /// What runs it: the interpreter, exactly as ONNX says, or the engine, in integers
     #[arg(long, value_name = "NAME", default_value = "interpreter", value_parser = parse_runtime)]
     runtime: Runtime,
+    /// How the engine comes from sums to codes: float, as ONNX Runtime, or fixed-point
+    #[arg(long, value_name = "HOW", default_value = "float",
+          value_parser = super::compile::parse_requantize)]
+    requantize: Requantize,
     /// Show how long each node takes, at its shortest of --repeat runs
     #[arg(long)]
     profile: bool,
@@ -45,9 +49,11 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
-        let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
-        let inputs = samples::read_inputs(&self.inputs, &model)?;
-        let runner = Runner::new(&model, self.runtime, context.max_bytes)?;
+        let loaded = Loaded::open(&self.model)?;
+        let inputs = samples::read_inputs_of(&self.inputs, &loaded)?;
+        let runtime = self.runtime.requantizing(self.requantize);
+        let runner = loaded.runner(runtime, context.max_bytes)?;
+        drop(loaded);
         let outputs = runner.run(inputs.clone())?;
         if let Some(path) = &self.outputs {
             samples::write_outputs(path, &outputs)?;
@@ -72,7 +78,9 @@ impl Run {
                     |(name, t)| json!({ "name": name, "type": t.dtype().name(), "dims": t.dims() }),
                 )
                 .collect();
-            context.print_json(&json!({ "outputs": ports, "latency_ms": times, "nodes": nodes }));
+            context.print_json(&json!({
+                "outputs": ports, "latency_ms": times, "nodes": nodes, "peak_bytes": peak_bytes(),
+            }));
             return Ok(Outcome::Done);
         }
         for (name, tensor) in &outputs {
@@ -80,8 +88,8 @@ impl Run {
         }
         if let Some(t) = times {
             context.say(format!(
-                "{} runs on {} threads: median {:.3} ms, shortest {:.3} ms, nine of ten within {:.3} ms",
-                t.runs, t.threads, t.median, t.min, t.p90
+                "{} runs on {} threads: median {:.3} ms, shortest {:.3} ms, nine of ten within {:.3} ms, 99 of 100 within {:.3} ms",
+                t.runs, t.threads, t.median, t.min, t.p90, t.p99
             ));
         }
         if let Some(mut nodes) = nodes {

@@ -1,7 +1,7 @@
 //! Functions of two tensors, with ONNX's multidirectional broadcasting.
 
+use crate::autovec::autovec;
 use crate::par;
-use crate::simd::autovec;
 use crate::variant::{self, VariantInfo};
 
 /// A function of two `f32`. The names are ONNX's.

@@ -1,7 +1,7 @@
 //! Functions of one tensor.
 
+use crate::autovec::autovec;
 use crate::par;
-use crate::simd::autovec;
 use crate::variant::{self, VariantInfo};
 
 use super::math;

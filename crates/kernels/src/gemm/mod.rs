@@ -14,7 +14,7 @@ mod pack;
 
 use std::ops::Range;
 
-use crate::par::{self, Disjoint};
+use crate::par::{self, Disjoint, grid};
 use crate::variant::{self, VariantInfo};
 
 use self::kernel::{Block, Kernel};
@@ -298,22 +298,6 @@ fn run(
         let cols = panels.start * kernel.nr..n.min(panels.end * kernel.nr);
         run_task(kernel, a, lda, k, n, b, rows, cols, &c, epilogue);
     });
-}
-
-/// Into how many parts to cut the rows and the columns, to have about `n_tasks` tasks.
-///
-/// Cutting the rows costs packing `b` again, which is about as much work as three tiles of each panel.
-pub(crate) fn grid(n_tasks: usize, n_tiles: usize, n_panels: usize) -> (usize, usize) {
-    if n_tasks <= 1 {
-        return (1, 1);
-    }
-    (1..=n_tasks.min(n_tiles))
-        .map(|n_m| (n_m, n_tasks.div_ceil(n_m).min(n_panels)))
-        .min_by_key(|(n_m, n_n)| {
-            let task = n_panels.div_ceil(*n_n) * (n_tiles.div_ceil(*n_m) + 3);
-            task * (n_m * n_n).div_ceil(rayon::current_num_threads())
-        })
-        .expect("at least one way")
 }
 
 #[expect(clippy::too_many_arguments, reason = "a task is what `run` knows and a rectangle")]

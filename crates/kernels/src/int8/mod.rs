@@ -12,8 +12,8 @@ mod kernel;
 use std::ops::Range;
 
 use crate::conv::{Conv2d, Windows, depthwise};
-use crate::gemm::{copy_panel_row, grid};
-use crate::par::{self, Disjoint};
+use crate::gemm::copy_panel_row;
+use crate::par::{self, Disjoint, grid};
 use crate::variant::{self, VariantInfo};
 
 use self::kernel::{Block, Kernel, Words};

@@ -4,10 +4,12 @@
 //! is a loop over its slices. All give exactly what `midtread-num` defines for one value: they
 //! divide by the scale, round ties to even, saturate, and make NaN the smallest code.
 
+use alloc::vec::Vec;
+
 use midtread_num::requant::requantize;
 use midtread_num::{QParams, QRange};
 
-use crate::simd::autovec;
+use crate::autovec::autovec;
 use crate::variant::{Isa, Variant, VariantInfo, describe, select};
 #[cfg(target_arch = "x86_64")]
 use crate::variant::{has_avx2, has_avx512};

@@ -5,6 +5,7 @@
     reason = "registers are addressed by their place in the tile"
 )]
 
+use alloc::vec::Vec;
 use std::ops::Range;
 
 use super::lanes::{Lanes, N, Scalar, pair};
@@ -121,23 +122,49 @@ fn run(
     if y.is_empty() {
         return;
     }
+    let width = conv.input[1];
+    // A row of the input as the padding would have it, for taps above and below.
+    par::with_vec(|padding: &mut Vec<u8>| {
+        padding.clear();
+        padding.resize(width * c, zero_point as u8);
+        run_rows(kernel, conv, x, padding, weights, requant, y);
+    });
+}
+
+/// As [`run`], with a row of padding.
+fn run_rows(
+    kernel: Run,
+    conv: &Conv2d,
+    x: Bytes,
+    padding: &[u8],
+    weights: &DepthwiseWeights,
+    requant: &Requant,
+    y: &mut [u8],
+) {
+    let c = conv.c_in;
     let [height, width] = conv.input;
     let [out_h, out_w] = conv.output();
-    // A row of the input as the padding would have it, for taps above and below.
-    let padding = vec![zero_point as u8; width * c];
     let inner = inner_columns(conv);
     let n_rows = conv.n * out_h;
     let cost = y.len() * weights.n_taps / 40;
     let n_tasks = par::n_tasks(cost).min(n_rows);
     let y = Disjoint::new(y);
     par::for_each_task(n_tasks, cost, |task| {
-        let mut taps = vec![&padding[..]; weights.n_taps.next_multiple_of(2)];
+        let n_taps = weights.n_taps.next_multiple_of(2);
+        let (mut few, mut many) = ([padding; 64], Vec::new());
+        let taps = match few.get_mut(..n_taps) {
+            Some(few) => few,
+            None => {
+                many.resize(n_taps, padding);
+                &mut many[..]
+            }
+        };
         for row in par::share(n_rows, n_tasks, task) {
             let image = &x.data[row / out_h * height * width * c..][..height * width * c];
             let line = |t: usize| {
                 let top = row % out_h * conv.strides[0] + t / conv.kernel[1] * conv.dilations[0];
                 let y = top.wrapping_sub(conv.pads[0]);
-                if y < height { &image[y * width * c..][..width * c] } else { &padding[..] }
+                if y < height { &image[y * width * c..][..width * c] } else { padding }
             };
             let left = |t: usize| t % conv.kernel[1] * conv.dilations[1];
             // SAFETY: each output row is one task's.
@@ -154,7 +181,7 @@ fn run(
                     // Its weights are 0.
                     taps[weights.n_taps] = taps[0];
                 }
-                columns(0..inner.len(), &taps, &mut y[inner.start * c..inner.end * c]);
+                columns(0..inner.len(), taps, &mut y[inner.start * c..inner.end * c]);
             }
             for col in (0..out_w).filter(|col| !inner.contains(col)) {
                 for (t, tap) in taps[..weights.n_taps].iter_mut().enumerate() {
@@ -164,7 +191,7 @@ fn run(
                 if weights.n_taps % 2 == 1 {
                     taps[weights.n_taps] = taps[0];
                 }
-                columns(0..1, &taps, &mut y[col * c..][..c]);
+                columns(0..1, taps, &mut y[col * c..][..c]);
             }
         }
     });

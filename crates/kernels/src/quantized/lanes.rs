@@ -27,6 +27,8 @@ pub(super) trait Lanes: Copy {
     fn load_f32(self, x: &[f32]) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     fn add_f32(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `min(max(x, lo), hi)` of numbers.
     fn clamp(self, x: Self::F, lo: Self::F, hi: Self::F) -> Self::F;
     /// To the nearest integer, ties to even; `|x|` is below 2^31.
@@ -100,6 +102,10 @@ impl Lanes for Scalar {
         std::array::from_fn(|i| a[i] + b[i])
     }
     #[inline(always)]
+    fn mul_add(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|i| libm::fmaf(a[i], b[i], c[i]))
+    }
+    #[inline(always)]
     fn clamp(self, x: [f32; 16], lo: [f32; 16], hi: [f32; 16]) -> [f32; 16] {
         std::array::from_fn(|i| {
             let x = if x[i] > lo[i] { x[i] } else { lo[i] };
@@ -108,7 +114,7 @@ impl Lanes for Scalar {
     }
     #[inline(always)]
     fn round(self, x: [f32; 16]) -> [i32; 16] {
-        x.map(|x| x.round_ties_even() as i32)
+        x.map(|x| midtread_num::round::ties_even(x) as i32)
     }
     #[inline(always)]
     fn store_f32(self, y: &mut [f32], x: [f32; 16]) {
@@ -272,6 +278,9 @@ mod x86_64 {
             fn add_f32(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
                 [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])]
             }
+            fn mul_add(a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+                [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])]
+            }
             fn clamp(x: [__m256; 2], lo: [__m256; 2], hi: [__m256; 2]) -> [__m256; 2] {
                 let low = _mm256_min_ps(_mm256_max_ps(x[0], lo[0]), hi[0]);
                 [low, _mm256_min_ps(_mm256_max_ps(x[1], lo[1]), hi[1])]
@@ -354,6 +363,9 @@ mod x86_64 {
             }
             fn add_f32(a: __m512, b: __m512) -> __m512 {
                 _mm512_add_ps(a, b)
+            }
+            fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+                _mm512_fmadd_ps(a, b, c)
             }
             fn clamp(x: __m512, lo: __m512, hi: __m512) -> __m512 {
                 _mm512_min_ps(_mm512_max_ps(x, lo), hi)

@@ -10,6 +10,7 @@
 //! `clamp(round(f32(acc) * scale), lo, hi) + zero_point`, the rounding to even. These are ONNX Runtime's CPU formulas
 //! for QLinearConv and QLinearMatMul. Every variant and every number of threads gives these bits.
 
+mod convert;
 mod depthwise;
 mod lanes;
 mod pairwise;
@@ -18,9 +19,12 @@ mod product;
 mod requant;
 mod windows;
 
+use alloc::vec::Vec;
+
 use crate::conv::Conv2d;
 use crate::variant::VariantInfo;
 
+pub use convert::{dequantize_i8, dequantize_u8, map, quantize_i8, quantize_u8};
 pub use depthwise::{DepthwiseWeights, depthwise};
 pub use pairwise::{Add, Mul, Pairwise, pairwise, pairwise_broadcast};
 pub use pool::{Mean, average_pool, global_average_pool, max_pool};

@@ -1,28 +1,41 @@
 //! Sums and products of two tensors of codes, element by element.
 
+use alloc::vec::Vec;
 use std::ops::Range;
 
-use midtread_num::requant::{Multiplier, SumMultipliers};
+use midtread_num::requant::SumMultipliers;
 
 use super::lanes::{Lanes, N, Scalar};
 use super::{Bytes, Factor, Rule};
 use crate::par;
 use crate::variant::{self, Isa, Variant, VariantInfo};
 
-/// `code = clamp(round(a * factors[0] + b * factors[1] + offset), lo, hi)`, where `a` and `b` are codes.
+/// `code = clamp(round(a * factors[0] + (b * factors[1] + offset)), lo, hi)`, where `a` and `b` are codes and both sums are
+/// rounded with their product: ONNX Runtime's QLinearAdd on CPUs with fused multiply-add.
 ///
 /// For `y = a + b` the factors are `scale_a / scale_y` and `scale_b / scale_y`, and the offset is
-/// `zero_point_y - (factors[0] * zero_point_a + factors[1] * zero_point_b)`: ONNX Runtime's QLinearAdd.
+/// [`midtread_num::requant::sum_factors`]'s.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Add {
     /// Of the two inputs.
     pub factors: [f32; 2],
-    /// Added last.
+    /// Added first.
     pub offset: f32,
+    /// The offset of `b + a`, which is computed where one code of `a` is added to many of `b`.
+    pub swapped_offset: f32,
     /// The least code.
     pub lo: f32,
     /// The greatest.
     pub hi: f32,
+}
+
+impl Add {
+    /// The sum of `b` and `a`.
+    fn swapped(self) -> Self {
+        let [a, b] = self.factors;
+        let (offset, swapped_offset) = (self.swapped_offset, self.offset);
+        Self { factors: [b, a], offset, swapped_offset, ..self }
+    }
 }
 
 /// `code = rule((a - zero_points[0]) * (b - zero_points[1]))`: ONNX Runtime's QLinearMul, where the factor is
@@ -149,6 +162,14 @@ pub fn pairwise_broadcast(
                 }
                 (false, _) => {
                     let a = Bytes { data: &[a.data[a_at]; 64], ..a };
+                    if let Pairwise::Add(add) = op {
+                        let op = Pairwise::Add(add.swapped());
+                        for (j, y) in y.chunks_mut(64).enumerate() {
+                            let from = b_at + j * 64;
+                            kernel(&op, b.part(from..from + y.len()), a.part(0..y.len()), y);
+                        }
+                        continue;
+                    }
                     for (j, y) in y.chunks_mut(64).enumerate() {
                         let from = b_at + j * 64;
                         kernel(op, a.part(0..y.len()), b.part(from..from + y.len()), y);
@@ -170,34 +191,31 @@ impl<'a> Bytes<'a> {
 fn run<L: Lanes>(l: L, op: &Pairwise, a: Bytes, b: Bytes, y: &mut [u8]) {
     match op {
         Pairwise::Add(add) => run_with(l, a, b, y, |l, a, b| sums(l, add, a, b)),
-        Pairwise::Mul(Mul {
-            zero_points,
-            rule: Rule { factor: Factor::Float(factor), zero_point, range },
-        }) => {
-            let [lo, hi] = [range.qmin(), range.qmax()].map(|code| (code - zero_point) as f32);
-            let zeros = zero_points.map(|z| -(z as f32));
-            run_with(l, a, b, y, |l, a, b| {
-                // The product of two codes is below 2^17, so exact.
-                let a = l.add_f32(a, l.splat_f32(zeros[0]));
-                let b = l.add_f32(b, l.splat_f32(zeros[1]));
-                let x = l.mul(l.mul(a, b), l.splat_f32(*factor));
-                let x = l.clamp(x, l.splat_f32(lo), l.splat_f32(hi));
-                l.add(l.round(x), l.splat(*zero_point))
-            });
-        }
-        Pairwise::Mul(Mul {
-            zero_points,
-            rule: Rule { factor: Factor::Fixed(factor), zero_point, range },
-        }) => {
-            for (i, y) in y.iter_mut().enumerate() {
-                let acc = (a.value(i) - zero_points[0]) * (b.value(i) - zero_points[1]);
-                *y = Multiplier::requantize(*factor, acc, *zero_point, *range) as u8;
+        Pairwise::Mul(Mul { zero_points, rule }) => match rule.factor {
+            Factor::Float(factor) => {
+                let [lo, hi] = rule.codes.map(|code| (code - rule.zero_point) as f32);
+                let zeros = zero_points.map(|z| -(z as f32));
+                run_with(l, a, b, y, |l, a, b| {
+                    // The product of two codes is below 2^17, so exact.
+                    let a = l.add_f32(a, l.splat_f32(zeros[0]));
+                    let b = l.add_f32(b, l.splat_f32(zeros[1]));
+                    let x = l.mul(l.mul(a, b), l.splat_f32(factor));
+                    let x = l.clamp(x, l.splat_f32(lo), l.splat_f32(hi));
+                    l.add(l.round(x), l.splat(rule.zero_point))
+                });
             }
-        }
+            Factor::Fixed(_) => {
+                for (i, y) in y.iter_mut().enumerate() {
+                    let acc = (a.value(i) - zero_points[0]) * (b.value(i) - zero_points[1]);
+                    *y = rule.code(acc) as u8;
+                }
+            }
+        },
         Pairwise::AddFixed(multipliers, zero_points, rule) => {
             for (i, y) in y.iter_mut().enumerate() {
                 let steps = [a.value(i) - zero_points[0], b.value(i) - zero_points[1]];
-                *y = multipliers.requantize(steps, rule.zero_point, rule.range) as u8;
+                let code = multipliers.requantize(steps, rule.zero_point, rule.range);
+                *y = code.clamp(rule.codes[0], rule.codes[1]) as u8;
             }
         }
     }
@@ -227,9 +245,8 @@ fn run_with<L: Lanes>(l: L, a: Bytes, b: Bytes, y: &mut [u8], f: impl Fn(L, L::F
 
 #[inline(always)]
 fn sums<L: Lanes>(l: L, add: &Add, a: L::F, b: L::F) -> L::I {
-    let a = l.mul(a, l.splat_f32(add.factors[0]));
-    let b = l.mul(b, l.splat_f32(add.factors[1]));
-    let sum = l.add_f32(l.add_f32(a, b), l.splat_f32(add.offset));
+    let b = l.mul_add(b, l.splat_f32(add.factors[1]), l.splat_f32(add.offset));
+    let sum = l.mul_add(a, l.splat_f32(add.factors[0]), b);
     l.round(l.clamp(sum, l.splat_f32(add.lo), l.splat_f32(add.hi)))
 }
 

@@ -5,13 +5,13 @@
     reason = "registers are addressed by their place in the tile"
 )]
 
+use alloc::{vec, vec::Vec};
 use std::ops::Range;
 
 use super::lanes::{Lanes, N, Scalar, pair};
 use super::windows::{Flat, Rows, Windows};
 use super::{Bytes, Conv2d, Out, Requant};
-use crate::gemm::grid;
-use crate::par::{self, Disjoint};
+use crate::par::{self, Disjoint, grid};
 use crate::variant::{self, Isa, Variant, VariantInfo};
 
 /// The second factor of a product, packed: `k` rows of `n` weights with their zero points subtracted.
@@ -241,41 +241,30 @@ fn run(
     par::for_each_task(n_m * n_n, cost, |task| {
         let all_rows = par::share(m, n_m, task % n_m);
         let panels = par::share(n_panels, n_n, task / n_m);
-        let mut buffer = Vec::new();
-        with_words(block_rows.min(all_rows.len()) * n_words, |words| {
-            for row in all_rows.clone().step_by(block_rows) {
-                let n_rows = block_rows.min(all_rows.end - row);
-                for (i, words) in words.chunks_exact_mut(n_words.max(1)).take(n_rows).enumerate() {
-                    (kernel.widen)(rows.bytes(row + i, &mut buffer), is_signed, words);
+        let n_packed = block_rows.min(all_rows.len()) * n_words;
+        par::with_vec(|buffer| {
+            par::with_scratch(n_packed, |words: &mut [i32]| {
+                for row in all_rows.clone().step_by(block_rows) {
+                    let n_rows = block_rows.min(all_rows.end - row);
+                    for (i, words) in
+                        words.chunks_exact_mut(n_words.max(1)).take(n_rows).enumerate()
+                    {
+                        (kernel.widen)(rows.bytes(row + i, buffer), is_signed, words);
+                    }
+                    (kernel.run)(&Block {
+                        rows: &words[..n_rows * n_words],
+                        n_rows,
+                        weights,
+                        panels: panels.clone(),
+                        requant,
+                        out,
+                        start: row * pitch + column,
+                        pitch,
+                    });
                 }
-                (kernel.run)(&Block {
-                    rows: &words[..n_rows * n_words],
-                    n_rows,
-                    weights,
-                    panels: panels.clone(),
-                    requant,
-                    out,
-                    start: row * pitch + column,
-                    pitch,
-                });
-            }
+            })
         });
     });
-}
-
-std::thread_local! {
-    static WORDS: std::cell::RefCell<Vec<Vec<i32>>> = const { std::cell::RefCell::new(Vec::new()) };
-}
-
-/// Calls `f` with `len` words of scratch memory, whose contents are whatever was there before.
-fn with_words<R>(len: usize, f: impl FnOnce(&mut [i32]) -> R) -> R {
-    let mut buffer = WORDS.with_borrow_mut(Vec::pop).unwrap_or_default();
-    if buffer.len() < len {
-        buffer.resize(len, 0);
-    }
-    let result = f(&mut buffer[..len]);
-    WORDS.with_borrow_mut(|free| free.push(buffer));
-    result
 }
 
 /// Runs a block in tiles of at most `MR` rows and `P` panels.

@@ -1,5 +1,6 @@
 //! From sums to codes.
 
+use alloc::{vec, vec::Vec};
 use midtread_num::QRange;
 use midtread_num::requant::{Multiplier, requantize};
 
@@ -28,8 +29,10 @@ pub struct Rule {
     pub factor: Factor,
     /// Where it then lies.
     pub zero_point: i32,
-    /// The codes that there are.
+    /// The codes of the output's type.
     pub range: QRange,
+    /// The least and the greatest of them that the result is kept between.
+    pub codes: [i32; 2],
 }
 
 /// What a sum is multiplied with.
@@ -45,10 +48,11 @@ impl Rule {
     /// The code of a sum.
     #[inline]
     pub fn code(&self, acc: i32) -> i32 {
-        match self.factor {
+        let code = match self.factor {
             Factor::Float(factor) => requantize(acc, factor, self.zero_point, self.range),
             Factor::Fixed(factor) => factor.requantize(acc, self.zero_point, self.range),
-        }
+        };
+        code.clamp(self.codes[0], self.codes[1])
     }
 }
 

@@ -143,10 +143,11 @@ proptest! {
     ) {
         let (a, b) = (noise(n, seed), noise(n, seed ^ 1));
         let (a, b) = (Bytes { data: &a, is_signed: a_signed }, Bytes { data: &b, is_signed: b_signed });
-        let sum = Pairwise::Add(Add { factors, offset, lo: 0.0, hi: 255.0 });
+        let sum = Pairwise::Add(Add { factors, offset, swapped_offset: 0.0, lo: 0.0, hi: 255.0 });
         let want: Vec<u8> = (0..n)
             .map(|i| {
-                let x = a.value(i) as f32 * factors[0] + b.value(i) as f32 * factors[1] + offset;
+                let b = (b.value(i) as f32).mul_add(factors[1], offset);
+                let x = (a.value(i) as f32).mul_add(factors[0], b);
                 x.clamp(0.0, 255.0).round_ties_even() as u8
             })
             .collect();
@@ -165,14 +166,15 @@ proptest! {
         let x = noise(images * pixels * channels, seed);
         let x = Bytes { data: &x, is_signed };
         let range = if is_signed { QRange::I8 } else { QRange::U8 };
-        let rule = Rule { factor: Factor::Float(0.37 / pixels as f32), zero_point: 3, range };
+        let rule = Rule { factor: Factor::Float(0.37 / pixels as f32), zero_point: 3, range, codes: [10, 100] };
         let mut y = vec![0; images * channels];
         global_average_pool([images, pixels, channels], x, 7, &rule, &mut y);
         for (i, &y) in y.iter().enumerate() {
             let (image, c) = (i / channels, i % channels);
             let sum: i32 =
                 (0..pixels).map(|p| x.value((image * pixels + p) * channels + c) - 7).sum();
-            prop_assert_eq!(y, rule.code(sum) as u8);
+            let code = (sum as f32 * (0.37 / pixels as f32)).round_ties_even() as i32 + 3;
+            prop_assert_eq!(y, code.clamp(10, 100) as u8);
         }
     }
 
@@ -196,7 +198,7 @@ proptest! {
             true => Factor::Fixed(Multiplier::from_real(f64::from(real)).unwrap()),
             false => Factor::Float(real),
         };
-        let rule = Rule { factor, zero_point: 5, range: QRange::U8 };
+        let rule = Rule { factor, zero_point: 5, range: QRange::U8, codes: [4, 130] };
         let sum = SumMultipliers::from_reals([0.31, 0.77]).unwrap();
         let op = match is_sum {
             true => Pairwise::AddFixed(sum, [7, 9], rule),
@@ -215,7 +217,7 @@ proptest! {
             .map(|i| {
                 let (a, b) = (a.value(at(i, &a_dims)) - 7, b.value(at(i, &b_dims)) - 9);
                 match is_sum {
-                    true => sum.requantize([a, b], 5, QRange::U8) as u8,
+                    true => sum.requantize([a, b], 5, QRange::U8).clamp(4, 130) as u8,
                     false => rule.code(a * b) as u8,
                 }
             })
@@ -266,7 +268,7 @@ proptest! {
         let rules: Vec<Rule> = (1..=conv.kernel[0] * conv.kernel[1])
             .map(|n| {
                 let factor = Factor::Fixed(Multiplier::from_real(0.4 / n as f64).unwrap());
-                Rule { factor, zero_point: 9, range: QRange::U8 }
+                Rule { factor, zero_point: 9, range: QRange::U8, codes: [0, 255] }
             })
             .collect();
         let mean = match is_fixed {

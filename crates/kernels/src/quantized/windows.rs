@@ -1,5 +1,6 @@
 //! The windows of a convolution over an image stored channels last.
 
+use alloc::vec::Vec;
 use std::ops::Range;
 
 use crate::conv::Conv2d;
