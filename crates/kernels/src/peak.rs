@@ -36,8 +36,8 @@ mod x86_64 {
             return None;
         }
         let has_vnni = has_avx512() && is_x86_feature_detected!("avx512vnni");
-        // SAFETY: each is called where the CPU has been asked for its instructions.
         let int8: Loop = match (has_vnni, has_avx512()) {
+            // SAFETY: the CPU has been asked for these instructions.
             (true, _) => (|n| unsafe { vnni_512(n) }, N * 64 * 2),
             // SAFETY: as above.
             (_, true) => (|n| unsafe { madd_512(n) }, N * 32 * 2),
