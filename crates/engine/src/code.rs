@@ -457,7 +457,7 @@ impl Reshape {
                 if let Some(d) = rest {
                     let others = Dims::new(&sizes[..asked.len()])?.n_elements();
                     let all = x.n_elements();
-                    if others == 0 || all % others != 0 {
+                    if others == 0 || !all.is_multiple_of(others) {
                         return Err(misfit());
                     }
                     sizes[d] = all / others;
