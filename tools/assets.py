@@ -75,6 +75,38 @@ SOURCES = {
         "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
         "LGPL-2.1",
     ),
+    "silero_vad": Source(
+        "pip",
+        "silero-vad",
+        "6.2.3",
+        "silero_vad-6.2.3-py3-none-any.whl",
+        "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+        "MIT",
+    ),
+    "basic_pitch": Source(
+        "pip",
+        "basic-pitch",
+        "0.4.0",
+        "basic_pitch-0.4.0-py2.py3-none-any.whl",
+        "738adb503aae7fdfc7d1e1511aa0ce35052315f260a19531ef4c356708425db0",
+        "Apache-2.0",
+    ),
+    "magika": Source(
+        "pip",
+        "magika",
+        "1.0.3",
+        "magika-1.0.3-py3-none-manylinux_2_28_x86_64.whl",
+        "3e9b49134e8116ee40b431664dcbed9e199413efddcce1a173c734b4e0521529",
+        "Apache-2.0",
+    ),
+    "rapidocr": Source(
+        "pip",
+        "rapidocr",
+        "3.10.0",
+        "rapidocr-3.10.0-py3-none-any.whl",
+        "2fc34e26cd0f48514804a94f8832283039c7334076bff60768b1fed9ad068050",
+        "Apache-2.0",
+    ),
     "tuxpaint": Source(
         "apt",
         "tuxpaint-stamps-default",
@@ -341,6 +373,43 @@ def make_onnx_generated_tests(out, _assets):
     write_cases(out)
 
 
+def make_onnxruntime_cases(out, _assets):
+    from ort_cases import write_cases
+
+    write_cases(out)
+
+
+def write_models(out, models):
+    from real_models import write_model
+
+    out.mkdir()
+    for name, data in models:
+        write_model(name, data, out)
+
+
+def models_in(wheel, rename=lambda stem: stem):
+    """(name, bytes) of the models in a wheel."""
+    files = read_wheel(wheel, lambda name: name.endswith(".onnx"))
+    return [(rename(Path(name).stem), data) for name, data in files.items()]
+
+
+def make_models(out, _assets, silero_vad, basic_pitch):
+    from real_models import light_models, optimized
+
+    small = [*models_in(silero_vad), *models_in(basic_pitch, lambda _: "basic_pitch"), *light_models(is_large=False)]
+    fused = [(f"{name}_optimized", optimized(data)) for name, data in small if name in ("basic_pitch", "silero_vad_half")]
+    write_models(out, [*small, *fused])
+
+
+def make_more_models(out, assets, magika, rapidocr):
+    from real_models import light_models, optimized
+
+    large = [*models_in(magika, lambda _: "magika"), *models_in(rapidocr)]
+    own = [(name, (assets / f"{name}.onnx").read_bytes()) for name in ("efficientnet_lite0", "minilm")]
+    fused = [(f"{name}_optimized", optimized(data)) for name, data in own]
+    write_models(out, [*large, *own, *fused, *light_models(is_large=True)])
+
+
 def make_fashion_mnist(out, _assets, deb):
     for name, data in read_deb(deb, lambda name: name.startswith("usr/share/datasets/") and name.endswith(".gz")):
         write(out / Path(name).name, data)
@@ -404,6 +473,25 @@ ASSETS = {
         make_onnx_generated_tests,
         1,
         "the cases that the onnx package generates, and those it has as files",
+    ),
+    "onnxruntime_cases": Asset(
+        "onnxruntime_cases", make_onnxruntime_cases, 2, "ONNX Runtime's own operators on random numbers, with its results"
+    ),
+    "models": Asset(
+        "models",
+        make_models,
+        4,
+        "silero-vad, basic-pitch and topologies of the onnx package, with inputs and ONNX Runtime's results",
+        ("silero_vad", "basic_pitch"),
+    ),
+    "more_models": Asset(
+        "more_models",
+        make_more_models,
+        4,
+        "the same of magika, PP-OCR, EfficientNet, MiniLM and the larger topologies",
+        ("magika", "rapidocr"),
+        ("efficientnet_lite0", "minilm"),
+        on_request=True,
     ),
     "fashion_mnist": Asset(
         "fashion_mnist", make_fashion_mnist, 1, "the four original files", ("fashion_mnist",), on_request=True

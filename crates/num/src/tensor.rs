@@ -81,6 +81,34 @@ pub fn fake_quantize(values: &mut [f32], layout: Layout, params: &[QParams], ran
     }
 }
 
+/// Divides each value by its scale: what is left is rounded to a floating type (ONNX `QuantizeLinear` to one).
+///
+/// # Panics
+///
+/// When the slices' lengths are not those of `layout`.
+pub fn divide_by_scales(values: &mut [f32], layout: Layout, params: &[QParams]) {
+    check_lengths(layout, values.len(), values.len(), params.len());
+    for Run { elements, params: which } in layout.runs() {
+        for (k, x) in values[elements].iter_mut().enumerate() {
+            *x /= params[nth(which, k)].scale();
+        }
+    }
+}
+
+/// Multiplies each value with its scale: the reverse of [`divide_by_scales`].
+///
+/// # Panics
+///
+/// When the slices' lengths are not those of `layout`.
+pub fn multiply_by_scales(values: &mut [f32], layout: Layout, params: &[QParams]) {
+    check_lengths(layout, values.len(), values.len(), params.len());
+    for Run { elements, params: which } in layout.runs() {
+        for (k, x) in values[elements].iter_mut().enumerate() {
+            *x *= params[nth(which, k)].scale();
+        }
+    }
+}
+
 /// Parameters that cover each group of elements: the weight quantizer of onnxruntime, at any granularity.
 ///
 /// In `f64` from each group's extremes. onnxruntime does so per tensor and per axis; its blocked

@@ -88,15 +88,7 @@ fn rotary_embedding(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpErro
             let (cos, sin) = (&cos[row * half..][..half], &sin[row * half..][..half]);
             for h in 0..n_heads {
                 let at = heads.at(i / length, i % length, h);
-                for k in 0..half {
-                    let (a, b) = if interleaved {
-                        (at + 2 * k, at + 2 * k + 1)
-                    } else {
-                        (at + k, at + k + half)
-                    };
-                    y[a] = cos[k] * src[a] - sin[k] * src[b];
-                    y[b] = sin[k] * src[a] + cos[k] * src[b];
-                }
+                rotate_row(&mut y[at..][..rotated], cos, sin, interleaved);
             }
         }
         Ok(())
@@ -104,16 +96,29 @@ fn rotary_embedding(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpErro
     Ok(vec![y])
 }
 
-/// ONNX Attention 23 and 24 (`nonpad_kv_seqlen`).
+/// Turns pairs of elements by angles: neighbors, or those of the first half with those of the second.
+pub(crate) fn rotate_row(row: &mut [f32], cos: &[f32], sin: &[f32], interleaved: bool) {
+    let half = cos.len();
+    for k in 0..half {
+        let (a, b) = if interleaved { (2 * k, 2 * k + 1) } else { (k, k + half) };
+        let (x, y) = (row[a], row[b]);
+        row[a] = cos[k] * x - sin[k] * y;
+        row[b] = sin[k] * x + cos[k] * y;
+    }
+}
+
+/// ONNX Attention 23, 24 (`nonpad_kv_seqlen`) and 25 (`left_window_size`, `right_window_size`).
 pub(crate) static ATTENTION: OpDef = OpDef {
     op_type: "Attention",
     domain: "",
-    versions: &[23, 24],
+    versions: &[23, 24, 25],
     attrs: &[
         "is_causal",
         "kv_num_heads",
+        "left_window_size",
         "q_num_heads",
         "qk_matmul_output_mode",
+        "right_window_size",
         "scale",
         "softcap",
         "softmax_precision",
@@ -200,12 +205,6 @@ fn with_past(
 
 fn attention(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let node = ctx.node;
-    // Of version 25: without them the result would be another.
-    for name in ["left_window_size", "right_window_size"] {
-        if node.attr(name).is_some() {
-            return Err(OpError::Unsupported(format!("`{name}`")));
-        }
-    }
     let (q, k, v) = (args.required(0)?, args.required(1)?, args.required(2)?);
     let n_kv = attr::size(node, "kv_num_heads", 0)?;
     let heads = Heads::new(q.dims(), attr::size(node, "q_num_heads", 0)?)?;
@@ -231,6 +230,11 @@ fn attention(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
         return Err(OpError::Invalid(format!("lengths of other than {batch} batches")));
     }
     let is_causal = attr::flag(node, "is_causal", false)?;
+    // How far a query sees; -1 is without end.
+    let window = |name| {
+        attr::int(node, name, -1).map(|n| (0..=i64::from(i32::MAX)).contains(&n).then_some(n))
+    };
+    let (left_window, right_window) = (window("left_window_size")?, window("right_window_size")?);
     let n_past = args.get(4).map_or(0, |past| past.dims()[2]) as i64;
     // A mask with fewer keys than there are hides the others.
     let full = [batch, n_heads, n_q, n_keys];
@@ -274,12 +278,15 @@ fn attention(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
         };
         let mut scores: Vec<f32> = (0..n_keys).map(product).collect();
         let mut shown = if wants_qk && mode == 0 { scores.clone() } else { Vec::new() };
-        // The first key that is not known to this query yet.
-        let frontier = match &lens {
-            _ if !is_causal => i64::MAX,
-            Some(lens) if args.get(4).is_none() => i as i64 + lens[b] - n_q as i64 + 1,
-            _ => i as i64 + n_past + 1,
+        // Where the query lies among the keys.
+        let position = match &lens {
+            Some(lens) if args.get(4).is_none() => i as i64 + lens[b] - n_q as i64,
+            _ => i as i64 + n_past,
         };
+        // The first key that is not known to this query yet.
+        let frontier = if is_causal { position + 1 } else { i64::MAX };
+        let frontier = right_window.map_or(frontier, |n| frontier.min(position + n + 1));
+        let first_key = left_window.map_or(i64::MIN, |n| position - n);
         let n_valid = lens.as_ref().map_or(i64::MAX, |lens| lens[b]).min(frontier);
         let hide = |scores: &mut [f32]| {
             for (j, score) in scores.iter_mut().enumerate() {
@@ -291,7 +298,7 @@ fn attention(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
                         .sum();
                     *score += if j < *n_masked { values[at as usize] } else { f32::NEG_INFINITY };
                 }
-                if n_valid <= j as i64 {
+                if n_valid <= j as i64 || (j as i64) < first_key {
                     *score = f32::NEG_INFINITY;
                 }
             }

@@ -1,6 +1,6 @@
 //! Elementwise operators of several inputs, which broadcast: arithmetic, comparison, logic, Where.
 
-use midtread_graph::{DataType, Element, Tensor};
+use midtread_graph::{DataType, Element, Node, Tensor};
 use midtread_kernels::elementwise::{BinaryOp, binary, broadcast_with};
 
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     def::{Eval, InputRole, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::InferCtx,
-    shape::{Odometer, broadcast, broadcast_inputs, broadcast_strides},
+    shape::{Odometer, broadcast, broadcast_inputs, broadcast_strides, broadcast_syms},
     sym::SymDim,
     typed::{bools, by_type, elements, fill_bools, in_f32},
     unary::NO_INTEGER_FORM,
@@ -112,7 +112,7 @@ fn infer_arithmetic(
     ctx: &mut InferCtx<'_>,
     f: Option<fn(&SymDim, &SymDim) -> SymDim>,
 ) -> Result<(), OpError> {
-    ctx.set(0, ctx.elem(0), broadcast_inputs(ctx, 0..ctx.n_inputs())?);
+    ctx.set(0, ctx.elem(0), infer_pair(ctx)?);
     let short = |i: usize| ctx.rank(i).is_some_and(|r| r <= 1);
     if let (Some(f), true) = (f, ctx.n_inputs() == 2 && short(0) && short(1))
         && let (Some(a), Some(b)) = (ctx.value(0), ctx.value(1))
@@ -131,18 +131,66 @@ pub(crate) fn infer_broadcast(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
     infer_arithmetic(ctx, None)
 }
 
+/// The attributes that say how inputs broadcast before operator set 7.
+const LEGACY: &[&str] = &["axis", "broadcast", "consumed_inputs"];
+
+/// Sizes of the second input with which it broadcasts as today. Before operator set 7 it did only with `broadcast`,
+/// and its first dimension then lies on dimension `axis` of the first input, or its last on the last.
+fn legacy_dims<D: Clone>(
+    node: &Node,
+    opset: i64,
+    a_rank: usize,
+    b: &[D],
+    one: D,
+) -> Result<Vec<D>, OpError> {
+    let mut dims = b.to_vec();
+    if 7 <= opset {
+        return Ok(dims);
+    }
+    if let Some(axis) = attr::opt_int(node, "axis")?.filter(|_| !b.is_empty()) {
+        let axis = crate::infer::normalize_axis(axis, a_rank)?;
+        if a_rank < axis + b.len() {
+            return Err(OpError::Invalid(format!(
+                "{} dimensions from dimension {axis} of {a_rank}",
+                b.len()
+            )));
+        }
+        dims.resize(a_rank - axis, one);
+    }
+    Ok(dims)
+}
+
+/// [`broadcast_inputs`] of two, as their operator set says.
+fn infer_pair(ctx: &InferCtx<'_>) -> Result<Option<Vec<SymDim>>, OpError> {
+    match (ctx.dims(0), ctx.dims(1)) {
+        (Some(a), Some(b)) if ctx.opset < 7 => {
+            let b = legacy_dims(ctx.node, ctx.opset, a.len(), b, SymDim::known(1))?;
+            Ok(Some(broadcast_syms(&[a, &b])?))
+        }
+        _ => broadcast_inputs(ctx, 0..ctx.n_inputs()),
+    }
+}
+
+/// The two inputs, the second with sizes that broadcast as today.
+fn pair(ctx: &EvalCtx<'_>, args: &mut Args) -> Result<(Tensor, Tensor), OpError> {
+    let (a, b) = (args.take(0)?, args.take(1)?);
+    let dims = legacy_dims(ctx.node, ctx.opset, a.dims().len(), b.dims(), 1)?;
+    let b = if dims == b.dims() { b } else { b.reshaped(dims)? };
+    Ok((a, b))
+}
+
 macro_rules! arithmetic {
     ($(#[$doc:meta])* $name:ident: $op:literal, $op_name:ident, $method:ident, $role:expr, $sym:expr) => {
         $(#[$doc])*
         pub(crate) static $name: OpDef = OpDef {
             op_type: $op,
             domain: "",
-            versions: &[7, 13, 14],
-            attrs: &[],
+            versions: &[1, 6, 7, 13, 14],
+            attrs: LEGACY,
             infer: |ctx| infer_arithmetic(ctx, $sym),
             eval: Eval::Tensors(|ctx, args| {
                 in_f32(ctx, args, |ctx, mut args| {
-                    let (a, b) = (args.take(0)?, args.take(1)?);
+                    let (a, b) = pair(ctx, &mut args)?;
                     if a.dtype() == DataType::Float {
                         return Ok(vec![kernel(ctx, &a, &b, BinaryOp::$op_name)?]);
                     }
@@ -174,19 +222,19 @@ fn divided(a: &SymDim, b: &SymDim) -> SymDim {
 }
 
 arithmetic! {
-    /// ONNX Add 7, 13 and 14.
+    /// ONNX Add 1, 6, 7, 13 and 14.
     ADD: "Add", Add, add, TWO_ACTIVATIONS, Some(SymDim::add)
 }
 arithmetic! {
-    /// ONNX Sub 7, 13 and 14.
+    /// ONNX Sub 1, 6, 7, 13 and 14.
     SUB: "Sub", Sub, sub, NO_INTEGER_FORM, Some(SymDim::sub)
 }
 arithmetic! {
-    /// ONNX Mul 7, 13 and 14.
+    /// ONNX Mul 1, 6, 7, 13 and 14.
     MUL: "Mul", Mul, mul, TWO_ACTIVATIONS, Some(SymDim::mul)
 }
 arithmetic! {
-    /// ONNX Div 7, 13 and 14.
+    /// ONNX Div 1, 6, 7, 13 and 14.
     DIV: "Div", Div, div, NO_INTEGER_FORM, Some(divided)
 }
 
@@ -211,19 +259,19 @@ pub(crate) static MOD: OpDef = OpDef {
     role: NO_INTEGER_FORM,
 };
 
-/// ONNX Pow 7, 12, 13 and 15; base and exponent may have different types.
+/// ONNX Pow 1, 7, 12, 13 and 15; base and exponent may have different types.
 pub(crate) static POW: OpDef = OpDef {
     op_type: "Pow",
     domain: "",
-    versions: &[7, 12, 13, 15],
-    attrs: &[],
+    versions: &[1, 7, 12, 13, 15],
+    attrs: LEGACY,
     infer: infer_broadcast,
     eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, pow)),
     role: NO_INTEGER_FORM,
 };
 
 fn pow(ctx: &EvalCtx<'_>, mut args: Args) -> Result<Vec<Tensor>, OpError> {
-    let (a, b) = (args.take(0)?, args.take(1)?);
+    let (a, b) = pair(ctx, &mut args)?;
     if a.dtype() == DataType::Float && b.dtype() == DataType::Float {
         return Ok(vec![kernel(ctx, &a, &b, BinaryOp::Pow)?]);
     }
@@ -371,7 +419,7 @@ pub(crate) fn is_nan<T: PartialEq>(x: T) -> bool {
 
 /// A `bool` of the broadcast sizes.
 fn infer_comparison(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
-    let dims = broadcast_inputs(ctx, 0..ctx.n_inputs())?;
+    let dims = infer_pair(ctx)?;
     ctx.set(0, Some(DataType::Bool), dims);
     Ok(())
 }
@@ -398,13 +446,16 @@ macro_rules! comparison {
             op_type: $op,
             domain: "",
             versions: &$versions,
-            attrs: &[],
+            attrs: LEGACY,
             infer: infer_comparison,
             eval: Eval::Tensors(|ctx, args| {
-                in_f32(ctx, args, |ctx, args| {
-                    let (a, b) = (args.required(0)?, args.required(1)?);
+                in_f32(ctx, args, |ctx, mut args| {
+                    let (a, b) = &pair(ctx, &mut args)?;
                     if a.dtype() == DataType::Bool && $op == "Equal" {
                         return logic(ctx, a, b, |a, b| a == b);
+                    }
+                    if a.dtype() == DataType::String && $op == "Equal" {
+                        return equal_strings(ctx, a, b);
                     }
                     by_type!(a.dtype(), T in [f32, f64, i8, i16, i32, i64, u8, u16, u32, u64] => {
                         compare::<T>(ctx, a, b, $f)
@@ -417,24 +468,33 @@ macro_rules! comparison {
 }
 
 comparison! {
-    /// ONNX Equal 7, 11, 13 and 19.
-    EQUAL: "Equal", [7, 11, 13, 19], |a, b| a == b
+    /// ONNX Equal 1, 7, 11, 13 and 19.
+    EQUAL: "Equal", [1, 7, 11, 13, 19], |a, b| a == b
 }
 comparison! {
-    /// ONNX Less 7, 9 and 13.
-    LESS: "Less", [7, 9, 13], |a, b| a < b
+    /// ONNX Less 1, 7, 9 and 13.
+    LESS: "Less", [1, 7, 9, 13], |a, b| a < b
 }
 comparison! {
     /// ONNX LessOrEqual 12 and 16.
     LESS_OR_EQUAL: "LessOrEqual", [12, 16], |a, b| a <= b
 }
 comparison! {
-    /// ONNX Greater 7, 9 and 13.
-    GREATER: "Greater", [7, 9, 13], |a, b| b < a
+    /// ONNX Greater 1, 7, 9 and 13.
+    GREATER: "Greater", [1, 7, 9, 13], |a, b| b < a
 }
 comparison! {
     /// ONNX GreaterOrEqual 12 and 16.
     GREATER_OR_EQUAL: "GreaterOrEqual", [12, 16], |a, b| b <= a
+}
+
+/// Whether the broadcast strings are the same bytes.
+fn equal_strings(ctx: &EvalCtx<'_>, a: &Tensor, b: &Tensor) -> Result<Vec<Tensor>, OpError> {
+    let dims = broadcast(&[a.dims(), b.dims()])?;
+    let y = fill_bools(ctx, dims, |_| ())?;
+    let pairs = crate::text::pairs(a, b, y.dims())?;
+    let bits: Vec<u8> = pairs.into_iter().map(|(a, b)| u8::from(a == b)).collect();
+    Ok(vec![Tensor::from_slice(y.dims().to_vec(), &bits)?.with_dtype(DataType::Bool)?])
 }
 
 /// `f` of two broadcast tensors of `bool`.
@@ -458,38 +518,47 @@ macro_rules! logical {
         pub(crate) static $name: OpDef = OpDef {
             op_type: $op,
             domain: "",
-            versions: &[7],
-            attrs: &[],
+            versions: &[1, 7],
+            attrs: LEGACY,
             infer: infer_comparison,
-            eval: Eval::Tensors(|ctx, args| logic(ctx, args.required(0)?, args.required(1)?, $f)),
+            eval: Eval::Tensors(|ctx, mut args| {
+                let (a, b) = pair(ctx, &mut args)?;
+                logic(ctx, &a, &b, $f)
+            }),
             role: Role::Structural,
         };
     };
 }
 
 logical! {
-    /// ONNX And 7.
+    /// ONNX And 1 and 7.
     AND: "And", |a, b| a && b
 }
 logical! {
-    /// ONNX Or 7.
+    /// ONNX Or 1 and 7.
     OR: "Or", |a, b| a || b
 }
 logical! {
-    /// ONNX Xor 7.
+    /// ONNX Xor 1 and 7.
     XOR: "Xor", |a, b| a != b
 }
 
-/// `x` where it is not negative, else `slope * x`. ONNX PRelu 7, 9 and 16: the slope broadcasts to `x`.
+/// `x` where it is not negative, else `slope * x`. ONNX PRelu 1, 6 (one slope, or one a channel), 7, 9 and 16: the
+/// slope broadcasts to `x`.
 pub(crate) static PRELU: OpDef = OpDef {
     op_type: "PRelu",
     domain: "",
-    versions: &[7, 9, 16],
-    attrs: &[],
+    versions: &[1, 6, 7, 9, 16],
+    attrs: &["consumed_inputs"],
     infer: crate::norm::same_as_first,
     eval: Eval::Tensors(|ctx, args| {
         in_f32(ctx, args, |ctx, mut args| {
-            let (x, slope) = (args.take(0)?, args.take(1)?);
+            let (x, mut slope) = (args.take(0)?, args.take(1)?);
+            if ctx.opset < 7 && slope.dims().len() == 1 && 1 < x.dims().len() {
+                let mut dims = vec![1; x.dims().len() - 1];
+                dims[0] = slope.len();
+                slope = slope.reshaped(dims)?;
+            }
             if broadcast(&[x.dims(), slope.dims()])? != x.dims() {
                 return Err(OpError::Invalid(format!(
                     "a slope of sizes {:?} for an input of sizes {:?}",
@@ -499,10 +568,46 @@ pub(crate) static PRELU: OpDef = OpDef {
             }
             Ok(vec![match x.dtype() {
                 DataType::Float => kernel(ctx, &x, &slope, BinaryOp::PRelu)?,
-                _ => {
-                    combine::<f64>(ctx, &x, &slope, |x, slope| if x < 0.0 { slope * x } else { x })?
-                }
+                _ => by_type!(x.dtype(), T in [f64, i32, i64, u32, u64] => {
+                    combine::<T>(ctx, &x, &slope, |x, slope| {
+                        if x < T::default() { Number::mul(slope, x) } else { x }
+                    })
+                })?,
             }])
+        })
+    }),
+    role: NO_INTEGER_FORM,
+};
+
+/// `a * sigmoid(alpha * a) * b`. ONNX SwiGLU 28.
+pub(crate) static SWIGLU: OpDef = OpDef {
+    op_type: "SwiGLU",
+    domain: "",
+    versions: &[28],
+    attrs: &["alpha"],
+    infer: crate::norm::same_as_first,
+    eval: Eval::Tensors(|ctx, args| {
+        let alpha = attr::float(ctx.node, "alpha", 1.0)?;
+        in_f32(ctx, args, |ctx, args| {
+            let (a, b) = (args.required(0)?, args.required(1)?);
+            if a.dims() != b.dims() {
+                return Err(OpError::Invalid(format!(
+                    "a gate of sizes {:?} for values of sizes {:?}",
+                    a.dims(),
+                    b.dims()
+                )));
+            }
+            by_type!(a.dtype(), T in [f32, f64] => {
+                let (xa, xb) = (elements::<T>(a)?, elements::<T>(b)?);
+                let alpha = T::from(alpha);
+                let y = ctx.pool.fill::<T>(a.dims().to_vec(), |y| {
+                    for ((y, &a), &b) in y.iter_mut().zip(&*xa).zip(&*xb) {
+                        *y = a / (1.0 + (-alpha * a).exp()) * b;
+                    }
+                    Ok(())
+                })?;
+                Ok(vec![y])
+            })
         })
     }),
     role: NO_INTEGER_FORM,

@@ -9,7 +9,7 @@ use crate::{
     infer::InferCtx,
     layout::to_sizes,
     sym::SymDim,
-    typed::{by_type, elements, indices},
+    typed::{by_type, elements, indices, reals},
 };
 
 /// ONNX Constant 1, 9, 11, 12 (`value_int`, ...), 13, 19, 21, 23, 24 and 25.
@@ -177,6 +177,17 @@ pub(crate) static RANGE: OpDef = OpDef {
         let [start, limit, delta] = [args.required(0)?, args.required(1)?, args.required(2)?];
         if [start, limit, delta].iter().any(|t| t.len() != 1) {
             return Err(OpError::Invalid("a bound of the range is not one number".to_owned()));
+        }
+        if matches!(start.dtype(), DataType::Float16 | DataType::Bfloat16) {
+            let [start_at, limit, delta] = [reals(start)?[0], reals(limit)?[0], reals(delta)?[0]];
+            let n = ((limit - start_at) / delta).ceil().max(0.0);
+            if !n.is_finite() {
+                return Err(OpError::Invalid("a range with a step of 0".to_owned()));
+            }
+            // Added up in `stash_type`, which is float32, and rounded once.
+            let y =
+                range(ctx, n as usize, |i| start_at as f32 + i as f32 * delta as f32)?.remove(0);
+            return Ok(vec![crate::cast::cast(ctx, y, start.dtype())?]);
         }
         by_type!(start.dtype(), T in [f32, f64, i16, i32, i64] => {
             let [start, limit, delta] = [elements::<T>(start)?[0], elements::<T>(limit)?[0], elements::<T>(delta)?[0]];

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use midtread_graph::Tensor;
+use midtread_graph::{DataType, Tensor};
 
 use crate::{
     attr,
@@ -10,12 +10,14 @@ use crate::{
     def::{Eval, OpDef, Role},
     eval::{Args, EvalCtx, OpError},
     infer::InferCtx,
-    shape::{Odometer, product, strides},
+    layout::transposed,
+    matmul::product_f32,
+    shape::{Odometer, View, moved, product, strides},
     sym::SymDim,
     typed::{by_type, elements, in_f32},
 };
 
-/// ONNX Einsum 12.
+/// ONNX Einsum 12: `f32` by matrix products where it can be, all else term by term.
 pub(crate) static EINSUM: OpDef = OpDef {
     op_type: "Einsum",
     domain: "",
@@ -121,6 +123,101 @@ fn infer_einsum(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
     Ok(())
 }
 
+/// A factor whose dimensions each have a label of their own. Those of size 1 have none: they repeat for any.
+struct Factor {
+    labels: Vec<Label>,
+    x: Tensor,
+}
+
+impl Factor {
+    /// A repeated label walks a diagonal.
+    fn new(
+        ctx: &EvalCtx<'_>,
+        labels: &[Label],
+        x: &Tensor,
+        sizes: &BTreeMap<Label, usize>,
+    ) -> Result<Self, OpError> {
+        let mut own: Vec<(Label, isize)> = Vec::new();
+        for ((&label, &d), step) in labels.iter().zip(x.dims()).zip(strides(x.dims())) {
+            match own.iter_mut().find(|(l, _)| *l == label) {
+                _ if d == 1 => {}
+                Some((_, own)) => *own += step as isize,
+                None => own.push((label, step as isize)),
+            }
+        }
+        let (labels, steps): (Vec<Label>, Vec<isize>) = own.into_iter().unzip();
+        let dims: Vec<usize> = labels.iter().map(|l| sizes[l]).collect();
+        let view = View { dims: dims.clone(), strides: steps, offset: 0 };
+        let x = if product(&dims) == x.len() {
+            x.reshaped(dims)?
+        } else {
+            moved(ctx, &[x], dims, &view)?
+        };
+        Ok(Self { labels, x })
+    }
+
+    /// The dimensions of three groups of labels one after the other, each group as one.
+    fn grouped(
+        &self,
+        ctx: &EvalCtx<'_>,
+        groups: [&[Label]; 3],
+        sizes: &BTreeMap<Label, usize>,
+    ) -> Result<Tensor, OpError> {
+        let wanted = groups.iter().copied().flatten();
+        let perm: Vec<usize> = wanted
+            .map(|l| self.labels.iter().position(|own| own == l))
+            .collect::<Option<_>>()
+            .ok_or_else(|| OpError::Invalid("a dimension without a label".to_owned()))?;
+        let dims = groups.map(|g| g.iter().map(|l| sizes[l]).product::<usize>());
+        Ok(transposed(ctx, self.x.clone(), &perm)?.reshaped(dims.to_vec())?)
+    }
+}
+
+/// The sum by matrix products, one for each factor after the first; `None` where a dimension that is summed over is of
+/// one factor only.
+fn by_products(
+    ctx: &EvalCtx<'_>,
+    equation: &Equation,
+    inputs: &[&Tensor],
+    sizes: &BTreeMap<Label, usize>,
+) -> Result<Option<Tensor>, OpError> {
+    let factors = equation.inputs.iter().zip(inputs);
+    let factors = factors.map(|(labels, x)| Factor::new(ctx, labels, x, sizes));
+    let mut factors = factors.collect::<Result<Vec<_>, _>>()?.into_iter();
+    let Some(mut left) = factors.next() else { return Ok(None) };
+    while let Some(right) = factors.next() {
+        let rest = factors.as_slice();
+        let is_needed = |l: &Label| {
+            equation.output.contains(l) || rest.iter().any(|factor| factor.labels.contains(l))
+        };
+        let split = |own: &Factor, other: &Factor, both: bool, needed: bool| -> Vec<Label> {
+            let labels = own.labels.iter().filter(|l| other.labels.contains(l) == both);
+            labels.filter(|l| is_needed(l) == needed).copied().collect()
+        };
+        let alone = [split(&left, &right, false, false), split(&right, &left, false, false)];
+        if alone.iter().any(|labels| !labels.is_empty()) {
+            return Ok(None);
+        }
+        let (batch, summed) = (split(&left, &right, true, true), split(&left, &right, true, false));
+        let (rows, columns) =
+            (split(&left, &right, false, true), split(&right, &left, false, true));
+        let a = left.grouped(ctx, [&batch, &rows, &summed], sizes)?;
+        let b = right.grouped(ctx, [&batch, &summed, &columns], sizes)?;
+        let labels = [batch, rows, columns].concat();
+        let dims = labels.iter().map(|l| sizes[l]).collect();
+        let x = product_f32(ctx, &a, &b, 1.0)?.remove(0).reshaped(dims)?;
+        left = Factor { labels, x };
+    }
+    if left.labels.iter().any(|l| !equation.output.contains(l)) {
+        return Ok(None);
+    }
+    let long: Vec<Label> =
+        equation.output.iter().filter(|l| left.labels.contains(l)).copied().collect();
+    let y = left.grouped(ctx, [&long, &[], &[]], sizes)?;
+    // What has no label now has the size 1, as no factor was longer.
+    Ok(Some(y.reshaped(equation.output.iter().map(|l| sizes[l]).collect())?))
+}
+
 fn einsum(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let inputs = (0..args.len()).map(|i| args.required(i)).collect::<Result<Vec<_>, _>>()?;
     let first = *inputs.first().ok_or(OpError::MissingInput(0))?;
@@ -136,6 +233,11 @@ fn einsum(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
                 return Err(OpError::Invalid(format!("{label:?} has the sizes {size} and {d}")));
             }
         }
+    }
+    if first.dtype() == DataType::Float
+        && let Some(y) = by_products(ctx, &equation, &inputs, &sizes)?
+    {
+        return Ok(vec![y]);
     }
     let summed: Vec<Label> =
         sizes.keys().copied().filter(|l| !equation.output.contains(l)).collect();

@@ -9,9 +9,9 @@ use crate::{
     infer::{InferCtx, normalize_axis},
     layout::MOVES,
     norm::same_as_first,
-    shape::{Move, Odometer, View, known, moved, normalize_axes, product, strides},
+    shape::{Move, Odometer, View, blank, known, moved, normalize_axes, product, strides},
     sym::SymDim,
-    typed::{elements, indices},
+    typed::indices,
 };
 
 /// Entries of `data` along an axis. ONNX Gather 1, 11 and 13.
@@ -645,25 +645,27 @@ fn infer_pad(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
     Ok(())
 }
 
-fn pad(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
-    /// For each dimension, where each output position comes from; `None` is the constant.
-    struct Padded<'a> {
-        dims: &'a [usize],
-        from: Vec<Vec<Option<usize>>>,
-    }
-    impl Move for Padded<'_> {
-        fn run<E: Clone>(&self, srcs: &[&[E]], dst: &mut [E]) -> Result<(), OpError> {
-            let none = vec![0; self.dims.len()];
-            let mut odometer = Odometer::new(self.dims, &[&none]);
-            for d in dst {
-                let at = odometer.position().iter().zip(&self.from);
-                let from = at.map(|(&p, from)| from[p]).sum::<Option<usize>>();
-                *d = from.map_or(&srcs[1][0], |at| &srcs[0][at]).clone();
-                odometer.advance();
-            }
-            Ok(())
+/// For each dimension, where each output position comes from, as an offset; `None` is the second tensor's one element.
+pub(crate) struct Padded<'a> {
+    pub(crate) dims: &'a [usize],
+    pub(crate) from: Vec<Vec<Option<usize>>>,
+}
+
+impl Move for Padded<'_> {
+    fn run<E: Clone>(&self, srcs: &[&[E]], dst: &mut [E]) -> Result<(), OpError> {
+        let none = vec![0; self.dims.len()];
+        let mut odometer = Odometer::new(self.dims, &[&none]);
+        for d in dst {
+            let at = odometer.position().iter().zip(&self.from);
+            let from = at.map(|(&p, from)| from[p]).sum::<Option<usize>>();
+            *d = from.map_or(&srcs[1][0], |at| &srcs[0][at]).clone();
+            odometer.advance();
         }
+        Ok(())
     }
+}
+
+fn pad(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let x = args.required(0)?;
     let rank = x.dims().len();
     let (pads, axes) = if ctx.opset < 11 {
@@ -677,7 +679,7 @@ fn pad(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
         Some(_) => return Err(OpError::Invalid("the constant is not one number".to_owned())),
         None => match (x.dtype(), attr::float(ctx.node, "value", 0.0)?) {
             (DataType::Float, value) => Tensor::scalar(value),
-            (dtype, 0.0) => Tensor::zeros(dtype, Vec::new())?,
+            (dtype, 0.0) => blank(dtype)?,
             (dtype, _) => return Err(crate::typed::unsupported_type(dtype)),
         },
     };
@@ -747,7 +749,7 @@ fn trilu(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
         return Err(OpError::Invalid(format!("a matrix of sizes {:?}", x.dims())));
     };
     let k = args.get(1).map(indices).transpose()?.and_then(|k| k.first().copied()).unwrap_or(0);
-    let zero = Tensor::zeros(x.dtype(), Vec::new())?;
+    let zero = blank(x.dtype())?;
     let how = Triangle { rows, cols, k, upper: attr::flag(ctx.node, "upper", true)? };
     Ok(vec![moved(ctx, &[x, &zero], x.dims().to_vec(), &how)?])
 }
@@ -885,219 +887,3 @@ pub(crate) static REVERSE_SEQUENCE: OpDef = OpDef {
     }),
     role: MOVES,
 };
-
-/// ONNX Resize 10, 11, 13, 18 and 19: nearest and linear, every coordinate transformation but `tf_crop_and_resize`.
-///
-/// `align_corners` divides by the output's size, which is a whole number, as ONNX Runtime does; onnx's reference
-/// divides by the scaled size before it is rounded.
-pub(crate) static RESIZE: OpDef = OpDef {
-    op_type: "Resize",
-    domain: "",
-    versions: &[10, 11, 13, 18, 19],
-    attrs: &[
-        "antialias",
-        "axes",
-        "coordinate_transformation_mode",
-        "cubic_coeff_a",
-        "exclude_outside",
-        "extrapolation_value",
-        "keep_aspect_ratio_policy",
-        "mode",
-        "nearest_mode",
-    ],
-    infer: infer_resize,
-    eval: Eval::Tensors(resize),
-    role: MOVES,
-};
-
-/// ONNX Upsample 7 (scales in an attribute) and 9: nearest and linear.
-pub(crate) static UPSAMPLE: OpDef = OpDef {
-    op_type: "Upsample",
-    domain: "",
-    versions: &[7, 9],
-    attrs: &["mode", "scales"],
-    infer: infer_resize,
-    eval: Eval::Tensors(resize),
-    role: MOVES,
-};
-
-/// The positions of scales and sizes among the inputs.
-fn resize_inputs(node: &midtread_graph::Node, opset: i64) -> (usize, usize) {
-    if node.op_type == "Upsample" || opset < 11 { (1, usize::MAX) } else { (2, 3) }
-}
-
-fn infer_resize(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
-    let (scales, sizes) = resize_inputs(ctx.node, ctx.opset);
-    let scales = match attr_floats(ctx.node, "scales")? {
-        Some(scales) => Some(scales),
-        None => ctx.constant(scales).filter(|t| !t.is_empty()).and_then(|t| t.to_vec::<f32>().ok()),
-    };
-    let simple = ctx.node.attr("axes").is_none()
-        && matches!(ctx.node.str("keep_aspect_ratio_policy"), None | Some("stretch"));
-    let dims = ctx.dims(0).map(|dims| match (scales, ctx.value(sizes)) {
-        (Some(scales), _) if scales.len() == dims.len() && simple => {
-            let scaled = |(d, &s): (&SymDim, &f32)| match d.as_known() {
-                Some(d) => SymDim::known((d as f64 * f64::from(s)).floor() as i64),
-                None if s.fract() == 0.0 => d.mul(&SymDim::known(s as i64)),
-                None => SymDim::Unknown,
-            };
-            dims.iter().zip(&scales).map(scaled).collect()
-        }
-        (None, Some(sizes)) if sizes.len() == dims.len() && simple => sizes,
-        _ => vec![SymDim::Unknown; dims.len()],
-    });
-    ctx.set(0, ctx.elem(0), dims);
-    Ok(())
-}
-
-fn attr_floats(
-    node: &midtread_graph::Node,
-    name: &'static str,
-) -> Result<Option<Vec<f32>>, OpError> {
-    match node.attr(name) {
-        None => Ok(None),
-        Some(midtread_graph::AttrValue::Floats(floats)) => Ok(Some(floats.clone())),
-        Some(_) => Err(OpError::Invalid(format!("attribute `{name}` is not a list of floats"))),
-    }
-}
-
-fn resize(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
-    let x = args.required(0)?;
-    let node = ctx.node;
-    let upsample = node.op_type == "Upsample";
-    let (scales_at, sizes_at) = resize_inputs(node, ctx.opset);
-    let own = |name: &'static str, default: &'static str| attr::string(node, name, default);
-    match own("keep_aspect_ratio_policy", "stretch")? {
-        "stretch" => {}
-        other => return Err(OpError::Unsupported(format!("`keep_aspect_ratio_policy` {other}"))),
-    }
-    if attr::flag(node, "antialias", false)? {
-        return Err(OpError::Unsupported("`antialias` 1".to_owned()));
-    }
-    // Before version 11, and in Upsample, positions are only scaled, and nearest is the one below.
-    let old = upsample || ctx.opset < 11;
-    let transform =
-        own("coordinate_transformation_mode", if old { "asymmetric" } else { "half_pixel" })?
-            .to_owned();
-    let nearest_mode =
-        own("nearest_mode", if old { "floor" } else { "round_prefer_floor" })?.to_owned();
-    let axes = match attr::ints(node, "axes")? {
-        Some(axes) => normalize_axes(axes, x.dims().len())?,
-        None => (0..x.dims().len()).collect(),
-    };
-    let scales = match attr_floats(node, "scales")? {
-        Some(scales) => Some(scales),
-        None => {
-            args.get(scales_at).filter(|t| !t.is_empty()).map(|t| t.to_vec::<f32>()).transpose()?
-        }
-    };
-    let sizes = args.get(sizes_at).filter(|t| !t.is_empty()).map(indices).transpose()?;
-    let mut dims = x.dims().to_vec();
-    let mut factors = vec![1.0_f64; dims.len()];
-    match (scales, sizes) {
-        (Some(scales), None) if scales.len() == axes.len() => {
-            for (&axis, &scale) in axes.iter().zip(&scales) {
-                dims[axis] = (x.dims()[axis] as f64 * f64::from(scale)).floor() as usize;
-                factors[axis] = f64::from(scale);
-            }
-        }
-        (None, Some(sizes)) if sizes.len() == axes.len() => {
-            for (&axis, size) in axes.iter().zip(crate::layout::to_sizes(&sizes)?) {
-                dims[axis] = size;
-                factors[axis] = size as f64 / x.dims()[axis] as f64;
-            }
-        }
-        _ => return Err(OpError::Invalid("not one scale or size for each axis".to_owned())),
-    }
-    let source = |d: usize, i: usize| -> Result<f64, OpError> {
-        let (n, out, factor, i) = (x.dims()[d] as f64, dims[d] as f64, factors[d], i as f64);
-        Ok(match transform.as_str() {
-            _ if factor == 1.0 && n == out => i,
-            "asymmetric" => i / factor,
-            "half_pixel" => (i + 0.5) / factor - 0.5,
-            "half_pixel_symmetric" => {
-                // The input's middle and the output's coincide although the size was rounded down.
-                n / 2.0 * (1.0 - out / (factor * n)) + (i + 0.5) / factor - 0.5
-            }
-            "tf_half_pixel_for_nn" => (i + 0.5) / factor,
-            "pytorch_half_pixel" => {
-                if 1.0 < out {
-                    (i + 0.5) / factor - 0.5
-                } else {
-                    0.0
-                }
-            }
-            "align_corners" => {
-                if out == 1.0 {
-                    0.0
-                } else {
-                    i * (n - 1.0) / (out - 1.0)
-                }
-            }
-            other => {
-                return Err(OpError::Unsupported(format!(
-                    "`coordinate_transformation_mode` {other}"
-                )));
-            }
-        })
-    };
-    match own("mode", "nearest")? {
-        "nearest" => {
-            let round: fn(f64) -> f64 = match nearest_mode.as_str() {
-                "floor" => f64::floor,
-                "ceil" => f64::ceil,
-                "round_prefer_ceil" => |x| (x + 0.5).floor(),
-                "round_prefer_floor" => |x| (x - 0.5).ceil(),
-                other => return Err(OpError::Invalid(format!("`nearest_mode` is `{other}`"))),
-            };
-            let strides = strides(x.dims());
-            let mut from = Vec::with_capacity(dims.len());
-            for d in 0..dims.len() {
-                let at = |i| {
-                    Ok(round(source(d, i)?).clamp(0.0, x.dims()[d] as f64 - 1.0) as usize
-                        * strides[d])
-                };
-                from.push((0..dims[d]).map(at).collect::<Result<Vec<_>, OpError>>()?);
-            }
-            let none = vec![0; dims.len()];
-            let mut odometer = Odometer::new(&dims, &[&none]);
-            let picks = (0..product(&dims)).map(|_| {
-                let at = odometer.position().iter().zip(&from).map(|(&p, from)| from[p]).sum();
-                odometer.advance();
-                at
-            });
-            let how = Picks(picks.collect());
-            Ok(vec![moved(ctx, &[x], dims.clone(), &how)?])
-        }
-        "linear" | "bilinear" => {
-            let wide = crate::typed::widened(ctx, x)?;
-            let mut values = elements::<f32>(&wide)?.into_owned();
-            let mut sizes = x.dims().to_vec();
-            // One dimension after the other: the weights of a multilinear interpolation are products.
-            for d in (0..dims.len()).filter(|&d| factors[d] != 1.0 || dims[d] != x.dims()[d]) {
-                let n = sizes[d];
-                let inner = product(&sizes[d + 1..]);
-                let outer = product(&sizes[..d]);
-                let mut next = vec![0.0; outer * dims[d] * inner];
-                for i in 0..dims[d] {
-                    let at = source(d, i)?.clamp(0.0, n as f64 - 1.0);
-                    let (lo, weight) = (at.floor() as usize, (at - at.floor()) as f32);
-                    let hi = (lo + 1).min(n - 1);
-                    for o in 0..outer {
-                        for j in 0..inner {
-                            let (a, b) = (
-                                values[(o * n + lo) * inner + j],
-                                values[(o * n + hi) * inner + j],
-                            );
-                            next[(o * dims[d] + i) * inner + j] = a * (1.0 - weight) + b * weight;
-                        }
-                    }
-                }
-                (values, sizes[d]) = (next, dims[d]);
-            }
-            let y = Tensor::from_slice(dims.clone(), &values)?;
-            Ok(vec![crate::typed::narrowed(ctx, &y, x.dtype())?])
-        }
-        other => Err(OpError::Unsupported(format!("`mode` {other}"))),
-    }
-}

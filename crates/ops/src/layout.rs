@@ -40,12 +40,12 @@ pub(crate) static IDENTITY: OpDef = OpDef {
     role: MOVES,
 };
 
-/// ONNX Dropout 7, 10, 12, 13 and 22, of a trained network: the identity.
+/// ONNX Dropout 1, 6 (both have `is_test`), 7, 10, 12, 13 and 22: the identity, but in training.
 pub(crate) static DROPOUT: OpDef = OpDef {
     op_type: "Dropout",
     domain: "",
-    versions: &[7, 10, 12, 13, 22],
-    attrs: &["ratio", "seed"],
+    versions: &[1, 6, 7, 10, 12, 13, 22],
+    attrs: &["consumed_inputs", "is_test", "ratio", "seed"],
     infer: |ctx| {
         same_as_first(ctx)?;
         let mask = if ctx.opset < 10 { ctx.elem(0) } else { Some(DataType::Bool) };
@@ -54,16 +54,21 @@ pub(crate) static DROPOUT: OpDef = OpDef {
     },
     eval: Eval::Tensors(|ctx, mut args| {
         let x = args.take(0)?;
+        if ctx.opset < 7 && !attr::flag(ctx.node, "is_test", false)? {
+            return Err(OpError::Unsupported("`is_test` 0".to_owned()));
+        }
         if args.get(2).is_some_and(|t| t.as_bytes().iter().any(|&b| b != 0)) {
-            return Err(OpError::Unsupported("`training_mode` true".to_owned()));
+            let ratio = args.get(1).map(crate::typed::reals).transpose()?;
+            let ratio = ratio.and_then(|r| r.first().copied()).unwrap_or(0.5);
+            return crate::random::dropped(ctx, &x, ratio);
         }
         if ctx.node.outputs.len() < 2 {
             return Ok(vec![x]);
         }
-        if ctx.opset < 10 {
-            return Err(OpError::Unsupported("the `mask` output before opset 10".to_owned()));
-        }
         let mask = crate::typed::fill_bools(ctx, x.dims().to_vec(), |m| m.fill(1))?;
+        // Before version 10 the mask had the input's type.
+        let elem = if ctx.opset < 10 { x.dtype() } else { DataType::Bool };
+        let mask = crate::cast::cast(ctx, mask, elem)?;
         Ok(vec![x, mask])
     }),
     role: MOVES,

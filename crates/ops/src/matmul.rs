@@ -11,7 +11,7 @@ use crate::{
     infer::InferCtx,
     shape::{Odometer, View, broadcast, broadcast_strides, broadcast_syms, product},
     sym::SymDim,
-    typed::{by_type, elements, in_f32},
+    typed::{by_type, elements, from_reals, in_f32, reals},
 };
 
 /// ONNX MatMul 1, 9 and 13: as `numpy.matmul`.
@@ -33,12 +33,13 @@ pub(crate) const MATMUL_ROLE: Role = Role::Quantized {
     output: OutputRole::Calibrated,
 };
 
-/// `alpha * A' * B' + beta * C`. ONNX Gemm 7, 9, 11 and 13.
+/// `alpha * A' * B' + beta * C`. ONNX Gemm 1, 6 (both have `broadcast`, without which C has the result's sizes), 7, 9,
+/// 11 and 13.
 pub(crate) static GEMM: OpDef = OpDef {
     op_type: "Gemm",
     domain: "",
-    versions: &[7, 9, 11, 13],
-    attrs: &["alpha", "beta", "transA", "transB"],
+    versions: &[1, 6, 7, 9, 11, 13],
+    attrs: &["alpha", "beta", "broadcast", "transA", "transB"],
     infer: infer_gemm,
     eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, gemm)),
     role: Role::Quantized {
@@ -69,7 +70,7 @@ pub(crate) fn infer_matmul(
     Ok(())
 }
 
-fn matmul_syms(a: &[SymDim], b: &[SymDim]) -> Result<Vec<SymDim>, OpError> {
+pub(crate) fn matmul_syms(a: &[SymDim], b: &[SymDim]) -> Result<Vec<SymDim>, OpError> {
     let (k_a, k_b) = (&a[a.len() - 1], &b[b.len().saturating_sub(2)]);
     if let (Some(x), Some(y)) = (k_a.as_known(), k_b.as_known())
         && x != y
@@ -267,8 +268,17 @@ fn gemm(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
             c.dims()
         )));
     }
+    if a.dtype() == DataType::Double {
+        let factors = (f64::from(alpha), f64::from(beta));
+        return gemm_of(ctx, [a, b], [turn_a, turn_b], c, factors, [m, k, n]);
+    }
     if a.dtype() != DataType::Float {
-        return gemm_f64(ctx, [a, b], [turn_a, turn_b], c, (alpha, beta), [m, k, n]);
+        if (alpha, beta) != (1.0, 1.0) {
+            return Err(OpError::Unsupported("`alpha` or `beta` of integers".to_owned()));
+        }
+        return by_type!(a.dtype(), T in [i32, i64, u32, u64] => {
+            gemm_of::<T>(ctx, [a, b], [turn_a, turn_b], c, (1, 1), [m, k, n])
+        });
     }
     let (xa, xb) = (elements::<f32>(a)?, elements::<f32>(b)?);
     let xc = c.map(elements::<f32>).transpose()?;
@@ -300,26 +310,24 @@ fn spread<T: Copy + Default>(c: &[T], dims: &[usize], m: usize, n: usize) -> Vec
     full
 }
 
-fn gemm_f64(
+fn gemm_of<T: Element + Ring>(
     ctx: &EvalCtx<'_>,
     [a, b]: [&Tensor; 2],
     [turn_a, turn_b]: [bool; 2],
     c: Option<&Tensor>,
-    (alpha, beta): (f32, f32),
+    (alpha, beta): (T, T),
     [m, k, n]: [usize; 3],
 ) -> Result<Vec<Tensor>, OpError> {
     let a = if turn_a { transpose2(ctx, a)? } else { a.clone() };
     let b = if turn_b { transpose2(ctx, b)? } else { b.clone() };
-    let (xa, xb) = (elements::<f64>(&a)?, elements::<f64>(&b)?);
-    let xc = c.map(elements::<f64>).transpose()?;
-    let y = ctx.pool.fill::<f64>(vec![m, n], |y| {
-        y.fill(0.0);
+    let (xa, xb) = (elements::<T>(&a)?, elements::<T>(&b)?);
+    let xc = c.map(elements::<T>).transpose()?;
+    let y = ctx.pool.fill::<T>(vec![m, n], |y| {
+        y.fill(T::default());
         add_product(&xa, &xb, y, k, n);
-        y.iter_mut().for_each(|y| *y *= f64::from(alpha));
+        y.iter_mut().for_each(|y| *y = alpha * *y);
         if let (Some(xc), Some(c)) = (&xc, c) {
-            y.iter_mut()
-                .zip(spread(xc, c.dims(), m, n))
-                .for_each(|(y, c)| *y += f64::from(beta) * c);
+            y.iter_mut().zip(spread(xc, c.dims(), m, n)).for_each(|(y, c)| *y += beta * c);
         }
         Ok(())
     })?;
@@ -331,4 +339,53 @@ fn transpose2(ctx: &EvalCtx<'_>, x: &Tensor) -> Result<Tensor, OpError> {
         return Err(OpError::Invalid(format!("a matrix of sizes {:?}", x.dims())));
     }
     crate::layout::transposed(ctx, x.clone(), &[1, 0])
+}
+
+/// Determinants. ONNX Det 11 and 22.
+pub(crate) static DET: OpDef = OpDef {
+    op_type: "Det",
+    domain: "",
+    versions: &[11, 22],
+    attrs: &[],
+    infer: |ctx| {
+        let dims = ctx.dims(0).map(|dims| dims[..dims.len().saturating_sub(2)].to_vec());
+        ctx.set(0, ctx.elem(0), dims);
+        Ok(())
+    },
+    eval: Eval::Tensors(|ctx, args| {
+        let x = args.required(0)?;
+        let (batch, n) = match x.dims().split_last_chunk() {
+            Some((batch, &[n, m])) if n == m => (batch.to_vec(), n),
+            _ => return Err(OpError::Invalid(format!("matrices of sizes {:?}", x.dims()))),
+        };
+        let mut values = reals(x)?;
+        let y: Vec<f64> = match n {
+            0 => vec![1.0; product(&batch)],
+            _ => values.chunks_exact_mut(n * n).map(|m| determinant(m, n)).collect(),
+        };
+        Ok(vec![from_reals(ctx, x.dtype(), batch, &y)?])
+    }),
+    role: Role::Float("its sums need float32"),
+};
+
+/// By elimination with the largest pivot of each column, in place.
+fn determinant(m: &mut [f64], n: usize) -> f64 {
+    let mut det = 1.0;
+    for k in 0..n {
+        let size = |i: &usize| m[i * n + k].abs();
+        let pivot = (k..n).max_by(|a, b| size(a).total_cmp(&size(b))).unwrap_or(k);
+        if m[pivot * n + k] == 0.0 {
+            return 0.0;
+        }
+        if pivot != k {
+            (0..n).for_each(|j| m.swap(k * n + j, pivot * n + j));
+            det = -det;
+        }
+        det *= m[k * n + k];
+        for i in k + 1..n {
+            let factor = m[i * n + k] / m[k * n + k];
+            (k..n).for_each(|j| m[i * n + j] -= factor * m[k * n + j]);
+        }
+    }
+    det
 }

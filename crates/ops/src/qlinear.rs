@@ -14,7 +14,7 @@ use midtread_kernels::{
 use midtread_num::{QParams, QRange, requant, tensor::Code};
 
 use crate::{
-    attr,
+    attr, channels_last,
     conv::{ConvSizes, conv_direct, infer_conv, infer_conv_of},
     def::{Eval, OpDef, Role},
     eval::{Args, EvalCtx, OpError},
@@ -221,29 +221,42 @@ pub(crate) static QLINEAR_CONV: OpDef = OpDef {
     versions: &[10],
     attrs: &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],
     infer: |ctx| infer_conv_of(ctx, 3, ctx.elem(7)),
-    eval: Eval::Tensors(|ctx, args| {
-        let (x, w) = (args.required(0)?, args.required(3)?);
-        let sizes = ConvSizes::read(ctx.node, x.dims(), w.dims())?;
-        let mut acc = ctx.pool.tensor(DataType::Int32, sizes.out_dims())?;
-        conv_sums(&sizes, x, args.get(2), w, args.get(5), acc.to_mut()?)?;
-        let plane = product(&sizes.window.out);
-        if let Some(bias) = args.get(8) {
-            let bias = elements::<i32>(bias)?;
-            if bias.len() != sizes.out_channels {
-                return Err(OpError::Invalid(format!("a bias of {} elements", bias.len())));
-            }
-            for (i, acc) in acc.to_mut::<i32>()?.chunks_exact_mut(plane.max(1)).enumerate() {
-                let bias = bias[i % bias.len()];
-                acc.iter_mut().for_each(|a| *a = a.wrapping_add(bias));
-            }
-        }
-        let multipliers = multipliers(&args, 1, 4, 6, sizes.out_channels)?;
-        let y = requantized_rows(ctx, &acc, sizes.out_dims(), plane, &multipliers, args.get(7))?;
-        ctx.pool.give_back(acc);
-        Ok(vec![y])
-    }),
+    eval: Eval::Tensors(qlinear_conv),
     role: ROLE,
 };
+
+/// QLinearConv of ONNX Runtime, which may have the channels last.
+pub(crate) static MS_QLINEAR_CONV: OpDef = OpDef {
+    op_type: "QLinearConv",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &["auto_pad", "channels_last", "dilations", "group", "kernel_shape", "pads", "strides"],
+    infer: |ctx| channels_last::infer_as_asked(ctx, |ctx| infer_conv_of(ctx, 3, ctx.elem(7))),
+    eval: Eval::Tensors(|ctx, args| channels_last::eval_as_asked(ctx, args, qlinear_conv)),
+    role: ROLE,
+};
+
+fn qlinear_conv(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
+    let (x, w) = (args.required(0)?, args.required(3)?);
+    let sizes = ConvSizes::read(ctx.node, x.dims(), w.dims())?;
+    let mut acc = ctx.pool.tensor(DataType::Int32, sizes.out_dims())?;
+    conv_sums(&sizes, x, args.get(2), w, args.get(5), acc.to_mut()?)?;
+    let plane = product(&sizes.window.out);
+    if let Some(bias) = args.get(8) {
+        let bias = elements::<i32>(bias)?;
+        if bias.len() != sizes.out_channels {
+            return Err(OpError::Invalid(format!("a bias of {} elements", bias.len())));
+        }
+        for (i, acc) in acc.to_mut::<i32>()?.chunks_exact_mut(plane.max(1)).enumerate() {
+            let bias = bias[i % bias.len()];
+            acc.iter_mut().for_each(|a| *a = a.wrapping_add(bias));
+        }
+    }
+    let multipliers = multipliers(&args, 1, 4, 6, sizes.out_channels)?;
+    let y = requantized_rows(ctx, &acc, sizes.out_dims(), plane, &multipliers, args.get(7))?;
+    ctx.pool.give_back(acc);
+    Ok(vec![y])
+}
 
 /// `x_scale * w_scale / y_scale` for each of `n` channels, or the one for all.
 fn multipliers(args: &Args, x: usize, w: usize, y: usize, n: usize) -> Result<Vec<f32>, OpError> {
@@ -510,44 +523,36 @@ pub(crate) static QLINEAR_CONCAT: OpDef = OpDef {
     role: ROLE,
 };
 
-/// Whether channels come last, which these operators can be told.
-fn refuse_channels_last(node: &Node) -> Result<(), OpError> {
-    if attr::flag(node, "channels_last", false)? {
-        return Err(OpError::Unsupported("`channels_last` 1".to_owned()));
-    }
-    Ok(())
-}
-
 /// `com.microsoft` QLinearGlobalAveragePool.
 pub(crate) static QLINEAR_GLOBAL_AVERAGE_POOL: OpDef = OpDef {
     op_type: "QLinearGlobalAveragePool",
     domain: "com.microsoft",
     versions: &[1],
     attrs: &["channels_last"],
-    infer: infer_global,
-    eval: Eval::Tensors(|ctx, args| {
-        refuse_channels_last(ctx.node)?;
-        let x = args.required(0)?;
-        let (px, py) =
-            (activation(ctx, &args, 1, x.dtype())?, activation(ctx, &args, 3, x.dtype())?);
-        let range = code_range(x.dtype()).ok_or_else(|| unsupported_type(x.dtype()))?;
-        let plane = product(x.dims().get(2..).unwrap_or_default());
-        let dims = x.dims().iter().enumerate().map(|(i, &d)| if i < 2 { d } else { 1 }).collect();
-        let src = codes(x)?;
-        let multiplier = requant::multiplier(px.scale(), 1.0, py.scale() * plane as f32);
-        let y = fill_codes(ctx, x.dtype(), dims, |i| {
-            let sum: i32 = src[i * plane..][..plane].iter().sum();
-            requant::requantize(
-                sum - px.zero_point() * plane as i32,
-                multiplier,
-                py.zero_point(),
-                range,
-            )
-        })?;
-        Ok(vec![y])
-    }),
+    infer: |ctx| channels_last::infer_as_asked(ctx, infer_global),
+    eval: Eval::Tensors(|ctx, args| channels_last::eval_as_asked(ctx, args, global_average)),
     role: ROLE,
 };
+
+fn global_average(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
+    let x = args.required(0)?;
+    let (px, py) = (activation(ctx, &args, 1, x.dtype())?, activation(ctx, &args, 3, x.dtype())?);
+    let range = code_range(x.dtype()).ok_or_else(|| unsupported_type(x.dtype()))?;
+    let plane = product(x.dims().get(2..).unwrap_or_default());
+    let dims = x.dims().iter().enumerate().map(|(i, &d)| if i < 2 { d } else { 1 }).collect();
+    let src = codes(x)?;
+    let multiplier = requant::multiplier(px.scale(), 1.0, py.scale() * plane as f32);
+    let y = fill_codes(ctx, x.dtype(), dims, |i| {
+        let sum: i32 = src[i * plane..][..plane].iter().sum();
+        requant::requantize(
+            sum - px.zero_point() * plane as i32,
+            multiplier,
+            py.zero_point(),
+            range,
+        )
+    })?;
+    Ok(vec![y])
+}
 
 /// `com.microsoft` QLinearAveragePool: the mean in `f32`, and the zero point added before rounding, so that ties
 /// differ from QuantizeLinear's where it is odd.
@@ -565,39 +570,40 @@ pub(crate) static QLINEAR_AVERAGE_POOL: OpDef = OpDef {
         "strides",
     ],
     infer: |ctx| {
-        let dims = infer_pool(ctx)?;
-        ctx.set(0, ctx.elem(0), dims);
-        Ok(())
+        channels_last::infer_as_asked(ctx, |ctx| {
+            let dims = infer_pool(ctx)?;
+            ctx.set(0, ctx.elem(0), dims);
+            Ok(())
+        })
     },
-    eval: Eval::Tensors(|ctx, args| {
-        refuse_channels_last(ctx.node)?;
-        let x = args.required(0)?;
-        let (px, py) =
-            (activation(ctx, &args, 1, x.dtype())?, activation(ctx, &args, 3, x.dtype())?);
-        let range = code_range(x.dtype()).ok_or_else(|| unsupported_type(x.dtype()))?;
-        let own = pool_window(ctx.node, x.dims())?;
-        let win = own.to_3d()?;
-        let divisors = average_divisors(&win, attr::flag(ctx.node, "count_include_pad", false)?);
-        let (in_plane, out_plane) = (product(&win.input), product(&win.out));
-        let src = codes(x)?;
-        let dims = [&x.dims()[..2], &own.out].concat();
-        let mut means = vec![0.0_f32; product(&dims)];
-        for (c, means) in means.chunks_exact_mut(out_plane.max(1)).enumerate() {
-            let src = &src[c * in_plane..][..in_plane];
-            for_each_window(&win, |o, positions| {
-                means[o] =
-                    positions.map(|at| px.dequantize(src[at])).sum::<f32>() / divisors[o] as f32;
-            });
-        }
-        let (lo, hi) = (range.qmin() as f32, range.qmax() as f32);
-        let y = fill_codes(ctx, x.dtype(), dims, |i| {
-            let steps = requant::multiplier(means[i], 1.0, py.scale());
-            (steps + py.zero_point() as f32).round_ties_even().max(lo).min(hi) as i32
-        })?;
-        Ok(vec![y])
-    }),
+    eval: Eval::Tensors(|ctx, args| channels_last::eval_as_asked(ctx, args, average)),
     role: ROLE,
 };
+
+fn average(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
+    let x = args.required(0)?;
+    let (px, py) = (activation(ctx, &args, 1, x.dtype())?, activation(ctx, &args, 3, x.dtype())?);
+    let range = code_range(x.dtype()).ok_or_else(|| unsupported_type(x.dtype()))?;
+    let own = pool_window(ctx.node, x.dims())?;
+    let win = own.to_3d()?;
+    let divisors = average_divisors(&win, attr::flag(ctx.node, "count_include_pad", false)?);
+    let (in_plane, out_plane) = (product(&win.input), product(&win.out));
+    let src = codes(x)?;
+    let dims = [&x.dims()[..2], &own.out].concat();
+    let mut means = vec![0.0_f32; product(&dims)];
+    for (c, means) in means.chunks_exact_mut(out_plane.max(1)).enumerate() {
+        let src = &src[c * in_plane..][..in_plane];
+        for_each_window(&win, |o, positions| {
+            means[o] = positions.map(|at| px.dequantize(src[at])).sum::<f32>() / divisors[o] as f32;
+        });
+    }
+    let (lo, hi) = (range.qmin() as f32, range.qmax() as f32);
+    let y = fill_codes(ctx, x.dtype(), dims, |i| {
+        let steps = requant::multiplier(means[i], 1.0, py.scale());
+        (steps + py.zero_point() as f32).round_ties_even().max(lo).min(hi) as i32
+    })?;
+    Ok(vec![y])
+}
 
 /// `com.microsoft` QLinearSoftmax, as ONNX Runtime computes it: a table of exponentials, `floor(1 / y_scale)` as
 /// the factor, and saturation at 255 only.
@@ -771,6 +777,20 @@ pub(crate) static MATMUL_INTEGER_TO_FLOAT: OpDef = OpDef {
     role: ROLE,
 };
 
+/// The product of two tensors of codes with their scales and zero points, in `f32`.
+pub(crate) fn float_product(
+    ctx: &EvalCtx<'_>,
+    (a, b): (&Tensor, &Tensor),
+    (a_scale, b_scale): (&Tensor, &Tensor),
+    (a_zero_point, b_zero_point): (Option<&Tensor>, Option<&Tensor>),
+) -> Result<Tensor, OpError> {
+    let a_scale = match elements::<f32>(a_scale)?[..] {
+        [scale] => scale,
+        _ => return Err(OpError::Unsupported("more than one scale of an activation".to_owned())),
+    };
+    Ok(to_float(ctx, a, a_zero_point, b, b_zero_point, a_scale, b_scale, None)?.remove(0))
+}
+
 #[expect(clippy::too_many_arguments, reason = "two operands of three parts each")]
 fn to_float(
     ctx: &EvalCtx<'_>,
@@ -795,6 +815,26 @@ fn to_float(
     Ok(vec![y])
 }
 
+/// The order in which FusedMatMul takes an operand's dimensions: with `batch` the first goes before the last, with
+/// `name` the last two change places.
+fn turned_axes(
+    node: &Node,
+    rank: usize,
+    name: &'static str,
+    batch: &'static str,
+) -> Result<Vec<usize>, OpError> {
+    let mut perm: Vec<usize> = (0..rank).collect();
+    if 2 <= rank {
+        if attr::flag(node, batch, false)? {
+            perm[..rank - 1].rotate_left(1);
+        }
+        if attr::flag(node, name, false)? {
+            perm.swap(rank - 1, rank - 2);
+        }
+    }
+    Ok(perm)
+}
+
 /// `com.microsoft` FusedMatMul: MatMul with a factor and transposed operands.
 pub(crate) static FUSED_MATMUL: OpDef = OpDef {
     op_type: "FusedMatMul",
@@ -802,32 +842,29 @@ pub(crate) static FUSED_MATMUL: OpDef = OpDef {
     versions: &[1],
     attrs: &["alpha", "transA", "transB", "transBatchA", "transBatchB"],
     infer: |ctx| {
-        let flipped =
-            attr::flag(ctx.node, "transA", false)? || attr::flag(ctx.node, "transB", false)?;
-        if flipped {
-            ctx.set(0, ctx.elem(0), None);
-            return Ok(());
-        }
-        infer_matmul(ctx, 1, ctx.elem(0))
+        let turned = |i: usize, name: &'static str, batch: &'static str| {
+            let Some(dims) = ctx.dims(i) else { return Ok(None) };
+            let perm = turned_axes(ctx.node, dims.len(), name, batch)?;
+            Ok::<_, OpError>(Some(perm.iter().map(|&d| dims[d].clone()).collect::<Vec<_>>()))
+        };
+        let dims = match (turned(0, "transA", "transBatchA")?, turned(1, "transB", "transBatchB")?)
+        {
+            (Some(a), Some(b)) if !a.is_empty() && !b.is_empty() => {
+                Some(crate::matmul::matmul_syms(&a, &b)?)
+            }
+            _ => None,
+        };
+        ctx.set(0, ctx.elem(0), dims);
+        Ok(())
     },
     eval: Eval::Tensors(|ctx, args| {
         crate::typed::in_f32(ctx, args, |ctx, args| {
-            for name in ["transBatchA", "transBatchB"] {
-                if attr::flag(ctx.node, name, false)? {
-                    return Err(OpError::Unsupported(format!("`{name}` 1")));
-                }
-            }
-            let turned = |i: usize, name: &'static str| -> Result<Tensor, OpError> {
+            let turned = |i: usize, name: &'static str, batch: &'static str| {
                 let x = args.required(i)?;
-                let rank = x.dims().len();
-                if !attr::flag(ctx.node, name, false)? || rank < 2 {
-                    return Ok(x.clone());
-                }
-                let mut perm: Vec<usize> = (0..rank).collect();
-                perm.swap(rank - 1, rank - 2);
+                let perm = turned_axes(ctx.node, x.dims().len(), name, batch)?;
                 crate::layout::transposed(ctx, x.clone(), &perm)
             };
-            let (a, b) = (turned(0, "transA")?, turned(1, "transB")?);
+            let (a, b) = (turned(0, "transA", "transBatchA")?, turned(1, "transB", "transBatchB")?);
             crate::matmul::product_f32(ctx, &a, &b, attr::float(ctx.node, "alpha", 1.0)?)
         })
     }),

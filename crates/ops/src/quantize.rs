@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 use crate::{
     attr,
+    cast::{Rounding, cast, cast_as, small_float, small_floats},
     def::{Eval, OpDef, Role},
     eval::{Args, EvalCtx, OpError},
     infer::{InferCtx, normalize_axis},
@@ -198,6 +199,20 @@ pub(crate) fn params(
     (0..scales.len()).map(pair).collect()
 }
 
+/// The scales of codes of a floating type, whose zero points have to be 0.
+fn float_params(
+    ctx: &EvalCtx<'_>,
+    scale: &Tensor,
+    zero_point: Option<&Tensor>,
+) -> Result<Vec<QParams>, OpError> {
+    if let Some(z) = zero_point
+        && (z.len() != scale.len() || small_floats(z)?.iter().any(|&z| z != 0.0))
+    {
+        return Err(OpError::Invalid(format!("a zero point other than 0 of type {}", z.dtype())));
+    }
+    params(ctx, scale, None, QRange::I8)
+}
+
 /// An element type in an attribute; 0 says nothing.
 pub(crate) fn type_attr(node: &Node, name: &'static str) -> Result<Option<DataType>, OpError> {
     match attr::int(node, name, 0)? {
@@ -247,10 +262,20 @@ fn quantize_linear(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError
         return Err(OpError::Unsupported(format!("`precision` {precision}")));
     }
     let dtype = code_type(ctx.node, zero_point.map(Tensor::dtype))?;
-    let range = code_range(dtype).ok_or_else(|| unsupported_type(dtype))?;
     let granularity = granularity(ctx.node, x.dims(), scale.dims())?;
-    let params = params(ctx, scale, zero_point, range)?;
     let wide = widened(ctx, x)?;
+    if small_float(dtype).is_some() {
+        let params = float_params(ctx, scale, zero_point)?;
+        let mut values = cast(ctx, wide, DataType::Float)?;
+        tensor::divide_by_scales(values.to_mut()?, layout(granularity, x.dims())?, &params);
+        if zero_point.is_some() && dtype.n_bits().is_some_and(|bits| bits < 8) {
+            // The zero point is added, to -0 too, which becomes 0.
+            values.to_mut::<f32>()?.iter_mut().for_each(|x| *x += 0.0);
+        }
+        return Ok(vec![cast_as(ctx, values, dtype, Rounding::read(ctx)?)?]);
+    }
+    let range = code_range(dtype).ok_or_else(|| unsupported_type(dtype))?;
+    let params = params(ctx, scale, zero_point, range)?;
     let src = match wide.dtype() {
         DataType::Int32 => elements::<i32>(&wide)?.iter().map(|&i| i as f32).collect(),
         _ => elements::<f32>(&wide)?,
@@ -352,6 +377,12 @@ fn dequantize_linear(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpErr
         )));
     }
     let granularity = granularity(ctx.node, x.dims(), scale.dims())?;
+    if small_float(x.dtype()).is_some() {
+        let params = float_params(ctx, scale, zero_point)?;
+        let mut y = cast(ctx, x.clone(), DataType::Float)?;
+        tensor::multiply_by_scales(y.to_mut()?, layout(granularity, x.dims())?, &params);
+        return Ok(vec![cast(ctx, y, to)?]);
+    }
     // Sums of products have no zero point.
     let range = match x.dtype() {
         DataType::Int32 => QRange::I16,

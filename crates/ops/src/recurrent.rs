@@ -1,6 +1,7 @@
 //! Recurrent layers: RNN, GRU and LSTM.
 
 use midtread_graph::{AttrValue, DataType, Node, Tensor};
+use midtread_num::QRange;
 
 use crate::{
     attr,
@@ -24,7 +25,7 @@ macro_rules! recurrent {
             attrs: &["activation_alpha", "activation_beta", "activations", "clip", "direction",
                 "hidden_size", $($attr),*],
             infer: infer_recurrent,
-            eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, |ctx, args| run(ctx, &args, Kind::$kind))),
+            eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, |ctx, args| run(ctx, &args, Kind::$kind, false))),
             role: ROLE,
         };
     };
@@ -41,6 +42,76 @@ recurrent! {
 recurrent! {
     /// ONNX LSTM 7, 14 (`layout`) and 22.
     LSTM: "LSTM", Lstm, ["input_forget", "layout"]
+}
+
+/// `com.microsoft` DynamicQuantizeLSTM: LSTM with weights in codes, which lie transposed. The inputs are quantized all
+/// together, the state before each step, each sequence's on its own.
+pub(crate) static DYNAMIC_QUANTIZE_LSTM: OpDef = OpDef {
+    op_type: "DynamicQuantizeLSTM",
+    domain: "com.microsoft",
+    versions: &[1],
+    attrs: &[
+        "activation_alpha",
+        "activation_beta",
+        "activations",
+        "clip",
+        "direction",
+        "hidden_size",
+        "input_forget",
+    ],
+    infer: |ctx| {
+        let hidden = match (attr::opt_int(ctx.node, "hidden_size")?, ctx.dims(2)) {
+            (Some(hidden), _) => SymDim::known(hidden),
+            (None, Some([_, hidden, _])) => hidden.clone(),
+            _ => SymDim::Unknown,
+        };
+        infer_layers(ctx, hidden)
+    },
+    eval: Eval::Tensors(dynamic_quantize_lstm),
+    role: Role::Float("it is quantized already"),
+};
+
+/// Weights `(directions, n, rows)` of codes as real ones `(directions, rows, n)`.
+fn turned_weights(
+    ctx: &EvalCtx<'_>,
+    args: &Args,
+    [codes, scale]: [usize; 2],
+) -> Result<Tensor, OpError> {
+    let (codes, scale, zero) = (args.required(codes)?, args.required(scale)?, args.get(scale + 1));
+    let &[directions, n, rows] = codes.dims() else {
+        return Err(OpError::Invalid(format!("weights of sizes {:?}", codes.dims())));
+    };
+    let range = crate::quantize::code_range(codes.dtype())
+        .ok_or_else(|| crate::typed::unsupported_type(codes.dtype()))?;
+    let params = crate::quantize::params(ctx, scale, zero, range)?;
+    if params.len() != directions && params.len() != directions * rows {
+        return Err(OpError::Invalid(format!("{} scales of weights", params.len())));
+    }
+    let values = crate::quantize::codes(codes)?;
+    ctx.pool.fill::<f32>(vec![directions, rows, n], |w| {
+        for (i, w) in w.iter_mut().enumerate() {
+            let (d, row, k) = (i / (rows * n), i / n % rows, i % n);
+            let own = if params.len() == directions { d } else { d * rows + row };
+            *w = params[own].dequantize(values[(d * n + k) * rows + row]);
+        }
+        Ok(())
+    })
+}
+
+/// What values are after they were quantized to `u8` with the parameters of DynamicQuantizeLinear.
+fn through_codes(values: &mut [f32]) -> Result<(), OpError> {
+    let params = crate::quantize::dynamic_params(values)?;
+    values.iter_mut().for_each(|x| *x = params.fake_quantize(*x, QRange::U8));
+    Ok(())
+}
+
+fn dynamic_quantize_lstm(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
+    let mut x = args.required(0)?.clone();
+    through_codes(crate::norm::own(ctx, &mut x)?)?;
+    let (w, r) = (turned_weights(ctx, &args, [1, 8])?, turned_weights(ctx, &args, [2, 10])?);
+    let mut plain = vec![Some(x), Some(w), Some(r)];
+    plain.extend((3..8).map(|i| args.get(i).cloned()));
+    run(ctx, &Args(plain), Kind::Lstm, true)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,12 +150,16 @@ fn directions(node: &Node) -> Result<&'static [bool], OpError> {
 }
 
 fn infer_recurrent(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
-    let n_directions = SymDim::known(directions(ctx.node)?.len() as i64);
     let hidden = match (attr::opt_int(ctx.node, "hidden_size")?, ctx.dims(2)) {
         (Some(hidden), _) => SymDim::known(hidden),
         (None, Some([_, _, hidden])) => hidden.clone(),
         _ => SymDim::Unknown,
     };
+    infer_layers(ctx, hidden)
+}
+
+fn infer_layers(ctx: &mut InferCtx<'_>, hidden: SymDim) -> Result<(), OpError> {
+    let n_directions = SymDim::known(directions(ctx.node)?.len() as i64);
     let batch_first = attr::flag(ctx.node, "layout", false)?;
     let (time, batch) = match ctx.dims(0) {
         Some([batch, time, _]) if batch_first => (time.clone(), batch.clone()),
@@ -282,7 +357,12 @@ impl Layer<'_> {
     }
 }
 
-fn run(ctx: &EvalCtx<'_>, args: &Args, kind: Kind) -> Result<Vec<Tensor>, OpError> {
+fn run(
+    ctx: &EvalCtx<'_>,
+    args: &Args,
+    kind: Kind,
+    quantizes_state: bool,
+) -> Result<Vec<Tensor>, OpError> {
     let node = ctx.node;
     let (x, w, r) = (args.required(0)?, args.required(1)?, args.required(2)?);
     let batch_first = attr::flag(node, "layout", false)?;
@@ -363,6 +443,9 @@ fn run(ctx: &EvalCtx<'_>, args: &Args, kind: Kind) -> Result<Vec<Tensor>, OpErro
                 } else {
                     (t * batch + b, (t * n_directions + d) * batch + b)
                 };
+                if quantizes_state {
+                    through_codes(&mut h)?;
+                }
                 layer.step(&xs[from * n_in..][..n_in], &mut h, &mut c, &mut next, &mut scratch);
                 y[to * hidden..][..hidden].copy_from_slice(&h);
             }

@@ -5,6 +5,7 @@ use midtread_kernels::norm::{ReduceOp, reduce as reduce_kernel};
 
 use crate::{
     attr,
+    binary::Number as Arithmetic,
     def::{Eval, InputRole, OpDef, OutputRole, Role},
     eval::{Args, EvalCtx, OpError},
     infer::{InferCtx, normalize_axis},
@@ -285,7 +286,7 @@ fn arg(ctx: &EvalCtx<'_>, args: &Args, least: bool) -> Result<Vec<Tensor>, OpErr
     if n == 0 && dims.iter().all(|&d| 0 < d) {
         return Err(OpError::Invalid(format!("no element along axis {axis} to choose from")));
     }
-    by_type!(x.dtype(), T in [f32, f64, i8, u8, i32, i64] => {
+    by_type!(x.dtype(), T in [f32, f64, i8, u8, i16, u16, i32, u32, i64, u64] => {
         let src = elements::<T>(x)?;
         let y = ctx.pool.fill::<i64>(dims, |dst| {
             for (i, d) in dst.iter_mut().enumerate() {
@@ -396,7 +397,36 @@ pub(crate) static CUM_SUM: OpDef = OpDef {
     },
 };
 
+/// ONNX CumProd 26.
+pub(crate) static CUM_PROD: OpDef = OpDef {
+    op_type: "CumProd",
+    domain: "",
+    versions: &[26],
+    attrs: &["exclusive", "reverse"],
+    infer: same_as_first,
+    eval: Eval::Tensors(|ctx, args| {
+        in_f32(ctx, args, |ctx, args| {
+            by_type!(args.required(0)?.dtype(), T in [f32, f64, i32, u32, i64, u64] => {
+                cumulated::<T>(ctx, &args, T::from_real(1.0), Arithmetic::mul)
+            })
+        })
+    }),
+    role: NO_INTEGER_FORM,
+};
+
 fn cum_sum(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
+    by_type!(args.required(0)?.dtype(), T in [f32, f64, i32, u32, i64, u64] => {
+        cumulated::<T>(ctx, &args, T::default(), Arithmetic::add)
+    })
+}
+
+/// Each element combined with all before it along an axis; `first` is what there is before the first.
+fn cumulated<T: Element>(
+    ctx: &EvalCtx<'_>,
+    args: &Args,
+    first: T,
+    f: fn(T, T) -> T,
+) -> Result<Vec<Tensor>, OpError> {
     let x = args.required(0)?;
     let axis = indices(args.required(1)?)?;
     let [axis] = axis[..] else {
@@ -406,25 +436,19 @@ fn cum_sum(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let exclusive = attr::flag(ctx.node, "exclusive", false)?;
     let reverse = attr::flag(ctx.node, "reverse", false)?;
     let (n, inner) = (x.dims()[axis], product(&x.dims()[axis + 1..]));
-    by_type!(x.dtype(), T in [f32, f64, i32, i64] => {
-        let src = elements::<T>(x)?;
-        let y = ctx.pool.fill::<T>(x.dims().to_vec(), |dst| {
-            for i in 0..src.len() / n.max(1) {
-                let start = i / inner * n * inner + i % inner;
-                let mut sum = T::default();
-                for j in 0..n {
-                    let at = start + if reverse { n - 1 - j } else { j } * inner;
-                    if exclusive {
-                        dst[at] = sum;
-                        sum += src[at];
-                    } else {
-                        sum += src[at];
-                        dst[at] = sum;
-                    }
-                }
+    let src = elements::<T>(x)?;
+    let y = ctx.pool.fill::<T>(x.dims().to_vec(), |dst| {
+        for i in 0..src.len() / n.max(1) {
+            let start = i / inner * n * inner + i % inner;
+            let mut total = first;
+            for j in 0..n {
+                let at = start + if reverse { n - 1 - j } else { j } * inner;
+                let next = f(total, src[at]);
+                dst[at] = if exclusive { total } else { next };
+                total = next;
             }
-            Ok(())
-        })?;
-        Ok(vec![y])
-    })
+        }
+        Ok(())
+    })?;
+    Ok(vec![y])
 }

@@ -301,6 +301,12 @@ pub(crate) static UNIQUE: OpDef = OpDef {
 
 fn unique(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let x = args.required(0)?;
+    if x.dtype() == midtread_graph::DataType::Bool {
+        let bytes = x.with_dtype(midtread_graph::DataType::Uint8)?;
+        let mut outputs = unique(ctx, Args(vec![Some(bytes)]))?;
+        outputs[0] = outputs[0].with_dtype(x.dtype())?;
+        return Ok(outputs);
+    }
     let (dims, n, inner, axis) = entries(ctx, x)?;
     let len = x.len() / n.max(1);
     let position = |i: usize, k: usize| (k / inner * n + i) * inner + k % inner;

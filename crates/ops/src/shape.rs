@@ -213,6 +213,14 @@ impl Move for View {
     }
 }
 
+/// What is put where there is no element: zero, or the empty string.
+pub(crate) fn blank(dtype: DataType) -> Result<Tensor, OpError> {
+    Ok(match dtype {
+        DataType::String => Tensor::from_strings(Vec::new(), vec![midtread_graph::Bytes::new()])?,
+        _ => Tensor::zeros(dtype, Vec::new())?,
+    })
+}
+
 /// A tensor of sizes `dims` made from elements of `srcs`, which have one type.
 pub(crate) fn moved(
     ctx: &EvalCtx<'_>,

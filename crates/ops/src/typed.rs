@@ -117,3 +117,57 @@ pub(crate) fn narrowed(
 pub(crate) fn indices(tensor: &Tensor) -> Result<Vec<i64>, OpError> {
     crate::infer::ints(tensor).ok_or_else(|| unsupported_type(tensor.dtype()))
 }
+
+/// The elements of a tensor of floats or integers of at most 32 bits (all exact), as `f64`. For operators that are
+/// rare enough to be computed in double precision whatever their type.
+pub(crate) fn reals(tensor: &Tensor) -> Result<Vec<f64>, OpError> {
+    macro_rules! widened {
+        ($t:ty) => {
+            elements::<$t>(tensor)?.iter().map(|&x| f64::from(x)).collect()
+        };
+    }
+    Ok(match tensor.dtype() {
+        DataType::Float => widened!(f32),
+        DataType::Double => widened!(f64),
+        DataType::Float16 => widened!(f16),
+        DataType::Bfloat16 => widened!(bf16),
+        DataType::Uint8 => widened!(u8),
+        DataType::Int8 => widened!(i8),
+        DataType::Uint16 => widened!(u16),
+        DataType::Int16 => widened!(i16),
+        DataType::Uint32 => widened!(u32),
+        DataType::Int32 => widened!(i32),
+        dtype => return Err(unsupported_type(dtype)),
+    })
+}
+
+/// A tensor of a float type whose elements are these, each rounded once.
+pub(crate) fn from_reals(
+    ctx: &EvalCtx<'_>,
+    dtype: DataType,
+    dims: Vec<usize>,
+    values: &[f64],
+) -> Result<Tensor, OpError> {
+    macro_rules! rounded {
+        ($t:ty, $f:expr) => {
+            ctx.pool.fill::<$t>(dims, |dst| {
+                if dst.len() != values.len() {
+                    return Err(OpError::Invalid(format!(
+                        "{} elements where {} are needed",
+                        values.len(),
+                        dst.len()
+                    )));
+                }
+                dst.iter_mut().zip(values).for_each(|(d, &x)| *d = $f(x));
+                Ok(())
+            })
+        };
+    }
+    match dtype {
+        DataType::Float => rounded!(f32, |x| x as f32),
+        DataType::Double => rounded!(f64, |x| x),
+        DataType::Float16 => rounded!(f16, f16::from_f64),
+        DataType::Bfloat16 => rounded!(bf16, bf16::from_f64),
+        dtype => Err(unsupported_type(dtype)),
+    }
+}

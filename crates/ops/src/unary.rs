@@ -598,9 +598,12 @@ fn test_float(
     args: &Args,
     test: impl Fn(f64) -> bool,
 ) -> Result<Vec<Tensor>, OpError> {
-    let x = args.required(0)?;
+    let mut x = args.required(0)?.clone();
+    if crate::cast::small_float(x.dtype()).is_some() {
+        x = crate::cast::cast(ctx, x, DataType::Float)?;
+    }
     by_type!(x.dtype(), T in [f32, f64] => {
-        let src = elements::<T>(x)?;
+        let src = elements::<T>(&x)?;
         let y = fill_bools(ctx, x.dims().to_vec(), |dst| {
             for (d, &s) in dst.iter_mut().zip(src.iter()) {
                 #[allow(clippy::useless_conversion, reason = "the same text serves `f32`")]

@@ -8,7 +8,7 @@ use crate::{
     eval::{Args, EvalCtx, OpError},
     shape::product,
     sym::SymDim,
-    typed::{elements, in_f32, indices},
+    typed::{elements, in_f32, indices, reals},
 };
 
 /// ONNX NonMaxSuppression 10 and 11.
@@ -119,6 +119,62 @@ pub(crate) static GRID_SAMPLE: OpDef = OpDef {
     eval: Eval::Tensors(|ctx, args| in_f32(ctx, args, grid_sample)),
     role: Role::Float("it interpolates between elements at places that are computed"),
 };
+
+/// Places of a grid moved by a matrix. ONNX AffineGrid 20.
+pub(crate) static AFFINE_GRID: OpDef = OpDef {
+    op_type: "AffineGrid",
+    domain: "",
+    versions: &[20],
+    attrs: &["align_corners"],
+    infer: |ctx| {
+        let dims = ctx.value(1).filter(|sizes| 4 <= sizes.len()).map(|sizes| {
+            let coordinates = SymDim::known(sizes.len() as i64 - 2);
+            [&sizes[..1], &sizes[2..], &[coordinates]].concat()
+        });
+        ctx.set(0, ctx.elem(0), dims);
+        Ok(())
+    },
+    eval: Eval::Tensors(affine_grid),
+    role: Role::Float("it computes places"),
+};
+
+fn affine_grid(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
+    let theta = args.required(0)?;
+    let sizes = crate::layout::to_sizes(&indices(args.required(1)?)?)?;
+    let align = attr::flag(ctx.node, "align_corners", false)?;
+    let ([batch, _, spatial @ ..], &[batch_2, rows, columns]) = (&sizes[..], theta.dims()) else {
+        return Err(OpError::Invalid(format!("{:?} for sizes {sizes:?}", theta.dims())));
+    };
+    let rank = spatial.len();
+    if *batch != batch_2 || !matches!(rank, 2 | 3) || (rows, columns) != (rank, rank + 1) {
+        return Err(OpError::Invalid(format!("{:?} for sizes {sizes:?}", theta.dims())));
+    }
+    let theta_values = reals(theta)?;
+    let dims = [&[*batch], spatial, &[rank]].concat();
+    let y = ctx.pool.fill::<f64>(dims, |y| {
+        // From -1 to 1: at the corners' middles, or at the edges.
+        let coordinate = |i: usize, n: usize| match (align, n) {
+            (true, 1) => -1.0,
+            (true, _) => 2.0 * i as f64 / (n as f64 - 1.0) - 1.0,
+            (false, _) => (2.0 * i as f64 + 1.0) / n as f64 - 1.0,
+        };
+        for (i, y) in y.chunks_exact_mut(rank).enumerate() {
+            let theta = &theta_values[i / product(spatial) * rows * columns..][..rows * columns];
+            // The first coordinate is the last dimension's; the one behind the last is 1.
+            let (mut place, mut at) = (i, [1.0; 4]);
+            for d in (0..rank).rev() {
+                at[rank - 1 - d] = coordinate(place % spatial[d], spatial[d]);
+                place /= spatial[d];
+            }
+            at[rank] = 1.0;
+            for (y, row) in y.iter_mut().zip(theta.chunks_exact(columns)) {
+                *y = row.iter().zip(&at).map(|(t, at)| t * at).sum();
+            }
+        }
+        Ok(())
+    })?;
+    Ok(vec![crate::cast::cast(ctx, y, theta.dtype())?])
+}
 
 /// What lies outside an image.
 #[derive(Clone, Copy, PartialEq, Eq)]

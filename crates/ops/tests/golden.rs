@@ -102,7 +102,7 @@ fn f32s(value: &Value) -> Tensor {
 
 #[test]
 fn quantize_and_dequantize_linear_are_the_reference_s_at_every_type_and_granularity() {
-    let mut n = 0;
+    let (mut n, mut n_floats) = (0, 0);
     for case in golden("onnx_quantize_linear.json")["cases"].as_array().unwrap() {
         let dtype = dtype(case["type"].as_str().unwrap());
         let x = floats(&case["x"]);
@@ -122,10 +122,20 @@ fn quantize_and_dequantize_linear_are_the_reference_s_at_every_type_and_granular
         };
         let scale = Tensor::from_slice(params_dims.clone(), &scale).unwrap();
         let Some(zero_point) = case.get("zero_point") else {
-            // Small floats have no integer codes.
+            // Small floats.
             attrs.push(("output_dtype", AttrValue::Int(i64::from(dtype.to_onnx()))));
-            let refused = run("", "QuantizeLinear", opset, vec![Some(x), Some(scale)], &attrs);
-            assert!(matches!(refused, Err(OpError::Unsupported(_))), "{case}: {refused:?}");
+            let inputs = vec![Some(x), Some(scale.clone())];
+            let q = run("", "QuantizeLinear", opset, inputs, &attrs).unwrap();
+            let bits = dtype.n_bits().unwrap() as u32;
+            let packed = midtread_num::formats::bits::pack(&ints(&case["q_codes"]), bits);
+            assert_eq!(q[0].as_bytes(), packed, "{case}");
+            attrs.retain(|(name, _)| !matches!(*name, "output_dtype" | "saturate"));
+            let inputs = vec![Some(q[0].clone()), Some(scale)];
+            let x = run("", "DequantizeLinear", opset, inputs, &attrs).unwrap();
+            let same = |(a, b): (&f32, &f32)| a == b || a.is_nan() && b.is_nan();
+            let (got, want) = (x[0].to_vec::<f32>().unwrap(), floats(&case["dq"]));
+            assert!(got.iter().zip(&want).all(same) && got.len() == want.len(), "{case}: {got:?}");
+            n_floats += 1;
             continue;
         };
         let zero_point = coded(dtype, params_dims, &ints(zero_point));
@@ -146,7 +156,7 @@ fn quantize_and_dequantize_linear_are_the_reference_s_at_every_type_and_granular
         }
         n += 1;
     }
-    assert_eq!(n, 28, "cases with integer codes");
+    assert_eq!((n, n_floats), (28, 9), "cases with integer codes and with floats");
 }
 
 #[test]

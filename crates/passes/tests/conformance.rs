@@ -1,8 +1,9 @@
 //! The ONNX project's own cases for single operators and small models, through the interpreter and shape inference:
 //! every case comes out, but those in `testdata/conformance/denied.txt`, each of which has a reason there.
 //!
-//! Two sets: the 932 node cases of Debian's `libonnx-testdata` (ONNX 1.12), and what the `onnx` package generates and
-//! has as files. `CASE=test_scan cargo nextest run -p midtread-passes conformance` runs those whose names contain it.
+//! Three sets: the 932 node cases of Debian's `libonnx-testdata` (ONNX 1.12), what the `onnx` package generates and
+//! has as files, and ONNX Runtime's own operators with its results (tools/ort_cases.py).
+//! `CASE=test_scan cargo nextest run -p midtread-passes conformance` runs those whose names contain it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +22,8 @@ use midtread_ops::{Datum, Info};
 use midtread_passes::infer_shapes::infer;
 
 /// The sets of cases: folder among the assets, and how many cases it has.
-const SETS: &[(&str, usize)] = &[("onnx_node_tests", 932), ("onnx_generated_tests", 2027)];
+const SETS: &[(&str, usize)] =
+    &[("onnx_node_tests", 932), ("onnx_generated_tests", 2027), ("onnxruntime_cases", 82)];
 
 #[test]
 fn every_case_passes_or_is_denied_with_a_reason_that_still_holds() {
