@@ -143,6 +143,51 @@ impl PrepareArgs {
     }
 }
 
+/// An integer type, or so many bits of one: `i8`, `u4`, `i2` (stored as `i4`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Width {
+    pub(crate) int_type: IntType,
+    /// Where they are fewer than the type's.
+    pub(crate) bits: Option<u32>,
+}
+
+impl From<IntType> for Width {
+    fn from(int_type: IntType) -> Self {
+        Self { int_type, bits: None }
+    }
+}
+
+impl Width {
+    pub(crate) fn n_bits(self) -> u32 {
+        self.bits.unwrap_or(self.int_type.n_bits() as u32)
+    }
+}
+
+impl FromStr for Width {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let unknown = match text.parse() {
+            Ok(int_type) => return Ok(Self { int_type, bits: None }),
+            Err(unknown) => unknown,
+        };
+        let bits: u32 = text
+            .get(1..)
+            .and_then(|n| n.parse().ok())
+            .filter(|n| (2..16).contains(n))
+            .ok_or(unknown)?;
+        let store = if bits <= 4 {
+            4
+        } else if bits <= 8 {
+            8
+        } else {
+            16
+        };
+        let int_type = format!("{}{store}", &text[..1]).parse()?;
+        Ok(Self { int_type, bits: Some(bits) })
+    }
+}
+
 /// What the plan is told.
 #[derive(ClapArgs)]
 pub(crate) struct PlanArgs {
@@ -152,10 +197,10 @@ pub(crate) struct PlanArgs {
     pub(crate) scheme: String,
     #[command(flatten)]
     pub(crate) calibrator: CalibratorArgs,
-    /// Type of activations: u8, i8, u16, i16
+    /// Type of activations: u8, i8, u16, i16, u4, i4, or fewer bits of one of these: u2, u3, u6, ...
     #[arg(long, default_value = "u8", value_name = "TYPE")]
-    pub(crate) activations: IntType,
-    /// Type of weights: i8, u8, i16, u16, i4, u4; or the whole model in float16 or bfloat16; of a checkpoint's any
+    pub(crate) activations: Width,
+    /// Type of weights: i8, u8, i16, u16, i4, u4, or fewer bits of one of these (i2, i3, i6); or the whole model in float16 or bfloat16; of a checkpoint's any
     /// number format of `midtread explain type` (nf4, int4:32, q4_k), q4_k_m, q5_k_m, or float32
     #[arg(long, default_value = "i8", value_name = "TYPE")]
     pub(crate) weights: String,
@@ -198,7 +243,7 @@ pub(crate) struct PlanArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WeightType {
     /// Integers with scales.
-    Int(IntType),
+    Int(Width),
     /// Not only they: the model computes in this type.
     Half(HalfType),
 }
@@ -229,9 +274,9 @@ fn scheme_values() -> clap::builder::PossibleValuesParser {
 /// How activation ranges are chosen.
 #[derive(ClapArgs)]
 pub(crate) struct CalibratorArgs {
-    /// How activation ranges are chosen
-    #[arg(long, default_value = "min_max", value_name = "NAME", value_parser = calibrator_values())]
-    pub(crate) calibrator: String,
+    /// How activation ranges are chosen [default: min_max; for training mse]
+    #[arg(long, value_name = "NAME", value_parser = calibrator_values())]
+    pub(crate) calibrator: Option<String>,
     /// Calibrator percentile: the share of values, in percent, that a range keeps
     #[arg(long, default_value_t = 99.999, value_name = "P", value_parser = parse_percentile)]
     pub(crate) percentile: f64,
@@ -263,9 +308,10 @@ fn parse_fraction(text: &str) -> Result<f64, String> {
 }
 
 impl CalibratorArgs {
-    pub(crate) fn calibrator(&self) -> Calibrator {
-        let mut calibrator =
-            Calibrator::named(&self.calibrator).expect("clap takes only names in the list");
+    /// `default` where none is named.
+    pub(crate) fn calibrator(&self, default: &str) -> Calibrator {
+        let name = self.calibrator.as_deref().unwrap_or(default);
+        let mut calibrator = Calibrator::named(name).expect("clap takes only names in the list");
         calibrator.percentile = self.percentile;
         calibrator.averaging_constant = self.averaging_constant;
         calibrator
@@ -287,8 +333,8 @@ impl PlanArgs {
         };
         let idle = [
             (self.scheme != "static", "--scheme"),
-            (self.activations != IntType::U8, "--activations"),
-            (self.calibrator.calibrator != "min_max", "--calibrator"),
+            (self.activations != Width::from(IntType::U8), "--activations"),
+            (self.calibrator.calibrator.is_some(), "--calibrator"),
             (self.symmetric_activations, "--symmetric-activations"),
             (self.asymmetric_weights, "--asymmetric-weights"),
             (self.granularity != Granularity::PerChannel, "--granularity"),
@@ -310,7 +356,7 @@ impl PlanArgs {
     }
 
     pub(crate) fn options(&self) -> anyhow::Result<PlanOptions> {
-        let WeightType::Int(weight_type) = self.weight_type()? else {
+        let WeightType::Int(weights) = self.weight_type()? else {
             unreachable!("16-bit models have options of their own")
         };
         let overrides = match &self.overrides {
@@ -322,13 +368,15 @@ impl PlanArgs {
             |asymmetric| if asymmetric { Symmetry::Asymmetric } else { Symmetry::Symmetric };
         Ok(PlanOptions {
             scheme: self.scheme.parse::<Scheme>().map_err(midtread::Error::Options)?,
-            activation_type: self.activations,
+            activation_type: self.activations.int_type,
             activation_symmetry: symmetry(!self.symmetric_activations),
-            weight_type,
+            weight_type: weights.int_type,
             weight_symmetry: self.asymmetric_weights.then_some(Symmetry::Asymmetric),
             granularity: self.granularity,
             reduce_range: self.reduce_range,
-            calibrator: self.calibrator.calibrator(),
+            weight_bits: weights.bits,
+            activation_bits: self.activations.bits,
+            calibrator: self.calibrator.calibrator("min_max"),
             bias: self.bias,
             io: self.io,
             include: self.include.clone(),
@@ -367,6 +415,19 @@ mod tests {
         }
         for text in ["", "G", "-1G", "0", "1X", "1e30G", "nan"] {
             assert!(text.parse::<Bytes>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn fewer_bits_are_stored_in_the_next_wider_type() {
+        let width =
+            |text: &str| text.parse::<Width>().map(|w| (w.int_type.name(), w.bits, w.n_bits()));
+        assert_eq!(width("u8"), Ok(("u8", None, 8)));
+        assert_eq!(width("i2"), Ok(("i4", Some(2), 2)));
+        assert_eq!(width("u6"), Ok(("u8", Some(6), 6)));
+        assert_eq!(width("i12"), Ok(("i16", Some(12), 12)));
+        for bad in ["i1", "x4", "i", "i17", "4", "i-2", "ü2"] {
+            assert!(width(bad).is_err(), "{bad}");
         }
     }
 

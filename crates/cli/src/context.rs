@@ -126,6 +126,14 @@ pub(crate) struct Stages {
     bar: Mutex<ProgressBar>,
 }
 
+impl Stages {
+    /// Takes the bar away, for someone who shows another.
+    pub(crate) fn clear(&self) {
+        let mut bar = self.bar.lock().expect("no panic while the lock is held");
+        std::mem::replace(&mut *bar, ProgressBar::hidden()).finish_and_clear();
+    }
+}
+
 impl Progress for Stages {
     fn stage(&self, name: &'static str, n: Option<usize>) {
         if self.quiet {

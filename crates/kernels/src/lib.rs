@@ -42,6 +42,8 @@ pub mod elementwise;
 #[cfg(feature = "std")]
 pub mod gemm;
 #[cfg(feature = "std")]
+pub mod grad;
+#[cfg(feature = "std")]
 pub mod int8;
 #[cfg(feature = "std")]
 pub mod norm;
@@ -69,6 +71,8 @@ static DESCRIBE: &[variant::Describe] = &[
     elementwise::describe,
     #[cfg(feature = "std")]
     norm::describe,
+    #[cfg(feature = "std")]
+    grad::describe,
     #[cfg(feature = "std")]
     int8::describe,
     quantized::describe,

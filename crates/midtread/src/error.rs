@@ -27,6 +27,9 @@ pub enum Error {
     /// Two models could not be compared.
     #[error(transparent)]
     Compare(#[from] midtread_compare::Error),
+    /// A model could not be trained.
+    #[error("training failed")]
+    Train(#[source] midtread_train::Error),
     /// A model could not be run.
     #[error("the model cannot be run")]
     Run(#[source] midtread_exec::Error),
@@ -89,6 +92,7 @@ impl Error {
                 source.downcast_ref::<midtread_data::Error>()?.hint().map(Into::into)
             }
             Self::Quant(e) => e.hint().map(Into::into),
+            Self::Train(e) => e.hint().map(Into::into),
             Self::Compare(e) => e.hint().map(Into::into),
             Self::Checkpoint(e) => e.hint().map(Into::into),
             Self::File { source, .. } => match source.kind() {
@@ -106,6 +110,16 @@ impl Error {
             Self::Program { .. } => Some("compile the model again: `midtread compile`".into()),
             Self::Run(e) | Self::RunSample { source: e, .. } => e.hint().map(Into::into),
             _ => None,
+        }
+    }
+}
+
+impl From<midtread_train::Error> for Error {
+    fn from(error: midtread_train::Error) -> Self {
+        match error {
+            midtread_train::Error::Interrupted => Self::Interrupted,
+            midtread_train::Error::Read(source) => Self::Sample(source),
+            other => Self::Train(other),
         }
     }
 }

@@ -20,7 +20,7 @@
 //! `load -> prepare -> calibrate -> plan -> apply -> save`.
 //!
 //! Reading order: [`mod@quantize`] (the whole way), [`mod@half`] (the same to float16 and bfloat16), [`evaluate`] (how good
-//! a model is), [`mod@metric`], [`significance`], [`sensitivity`], [`runtime`], [`latency`], [`peer`] (ONNX Runtime's time), [`samples`], [`mod@page`] and [`manifest`]
+//! a model is), [`mod@metric`], [`significance`], [`sensitivity`], [`training`] (quantization-aware), [`runtime`], [`latency`], [`peer`] (ONNX Runtime's time), [`samples`], [`mod@page`] and [`manifest`]
 //! (the report), [`debug`], [`demo`], [`mod@explain`] (one value, one tensor, every type), [`error`].
 #![forbid(unsafe_code)]
 
@@ -41,6 +41,7 @@ pub mod runtime;
 pub mod samples;
 pub mod sensitivity;
 pub mod significance;
+pub mod training;
 
 pub use midtread_checkpoint as checkpoint;
 pub use midtread_compare as compare;
@@ -55,6 +56,7 @@ pub use midtread_ops as ops;
 pub use midtread_passes as passes;
 pub use midtread_quant as quant;
 pub use midtread_report as report;
+pub use midtread_train as train;
 
 pub use error::Error;
 pub use midtread_compare::Comparison;

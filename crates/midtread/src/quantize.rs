@@ -118,17 +118,7 @@ pub fn measured(
 
     let start = Instant::now();
     options.progress.stage("prepare", None);
-    let (mut prepared, mut prepare_report) = midtread_passes::prepare(model, &options.prepare)?;
-    // A plan with ranges made up, so that everything in which the options, the target and the model contradict each
-    // other is found before the data is read. It also tells which operator set is needed.
-    let trial = plan_ranges(&prepared, Some(&AnyRange), &options.target, &options.plan)?;
-    let opset = required_opset(&trial, options.format);
-    if prepared.opset("").is_some_and(|version| version < opset) {
-        let raised = PrepareOptions { opset: Some(opset), ..options.prepare.clone() };
-        let (model, second) = midtread_passes::prepare(prepared, &raised)?;
-        prepared = model;
-        prepare_report.passes.extend(second.passes);
-    }
+    let (prepared, prepare_report) = prepare_for(model, options)?;
     timed("prepare", start);
 
     let stats = match options.plan.scheme {
@@ -158,6 +148,25 @@ pub fn measured(
     Ok(Measured { prepared, prepare_report, stats, seconds })
 }
 
+/// Prepares a model, in the operator set that its plan will need.
+pub(crate) fn prepare_for(
+    model: Model,
+    options: &Options<'_>,
+) -> Result<(Model, midtread_passes::Report), Error> {
+    let (mut prepared, mut report) = midtread_passes::prepare(model, &options.prepare)?;
+    // A plan with ranges made up, so that everything in which the options, the target and the model contradict each
+    // other is found before the data is read. It also tells which operator set is needed.
+    let trial = plan_ranges(&prepared, Some(&AnyRange), &options.target, &options.plan)?;
+    let opset = required_opset(&trial, options.format);
+    if prepared.opset("").is_some_and(|version| version < opset) {
+        let raised = PrepareOptions { opset: Some(opset), ..options.prepare.clone() };
+        let (model, second) = midtread_passes::prepare(prepared, &raised)?;
+        prepared = model;
+        report.passes.extend(second.passes);
+    }
+    Ok((prepared, report))
+}
+
 /// Ranges for a trial plan: every tensor was seen, between -1 and 1.
 struct AnyRange;
 
@@ -172,7 +181,7 @@ impl Ranges for AnyRange {
 }
 
 /// What the plan's calibrators read: nothing more is collected.
-fn collect(plan: &PlanOptions) -> Collect {
+pub(crate) fn collect(plan: &PlanOptions) -> Collect {
     let overrides = plan.overrides.tensors.values().filter_map(|o| o.calibrator.as_ref());
     let histogram =
         overrides.chain([&plan.calibrator]).any(|calibrator| calibrator.def.needs_histogram);

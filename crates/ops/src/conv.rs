@@ -346,6 +346,31 @@ fn infer_conv_transpose(ctx: &mut InferCtx<'_>) -> Result<(), OpError> {
     Ok(())
 }
 
+/// The convolution over one or two dimensions that a ConvTranspose is the adjoint of, given the sizes of `x` and `w`.
+pub(crate) fn transpose_sizes(node: &Node, x: &[usize], w: &[usize]) -> Result<Conv2d, OpError> {
+    let groups = attr::size(node, "group", 1)?;
+    if x.len() < 3 || w.len() != x.len() || groups == 0 || !x[1].is_multiple_of(groups) {
+        return Err(OpError::Invalid(format!("sizes {x:?} and {w:?} in {groups} groups")));
+    }
+    let kernel = kernel_shape(node, &w[2..])?;
+    let (attrs, out) = transpose_window(node, &x[2..], &kernel)?;
+    let window = Window {
+        input: out,
+        kernel,
+        strides: attrs.strides,
+        dilations: attrs.dilations,
+        begin: attrs.begin,
+        end: attrs.end,
+        out: x[2..].to_vec(),
+    };
+    let sizes =
+        ConvSizes { batch: x[0], in_channels: w[1] * groups, out_channels: x[1], groups, window };
+    let conv = sizes.to_2d()?.filter(|conv| {
+        conv.output()[..] == sizes.window.to_3d().map_or([0; 2], |win| [win.out[1], win.out[2]])[..]
+    });
+    conv.ok_or_else(|| OpError::Unsupported("a gradient of this window".into()))
+}
+
 fn conv_transpose(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let (x, w, bias) = (args.required(0)?, args.required(1)?, args.get(2));
     let (xd, wd) = (x.dims(), w.dims());

@@ -180,14 +180,16 @@ pub struct Pool {
     max_tensor: AtomicUsize,
 }
 
-/// Free buffers, the one that came last at the end.
-#[derive(Default)]
-struct FreeList(Mutex<VecDeque<AlignedBuf>>);
+/// Free buffers, the one that came last at the end, and how many are kept at most.
+struct FreeList(Mutex<VecDeque<AlignedBuf>>, usize);
+
+impl Default for FreeList {
+    fn default() -> Self {
+        Self(Mutex::default(), 32)
+    }
+}
 
 impl FreeList {
-    /// At most this many buffers are kept.
-    const MAX_FREE: usize = 32;
-
     fn lock(&self) -> MutexGuard<'_, VecDeque<AlignedBuf>> {
         self.0.lock().expect("no panic while the lock is held")
     }
@@ -198,7 +200,7 @@ impl Home for FreeList {
         let mut free = self.lock();
         free.push_back(buf);
         // The oldest goes: nothing of its size was asked for since. Freed after the lock.
-        let _freed = if Self::MAX_FREE < free.len() { free.pop_front() } else { None };
+        let _freed = if self.1 < free.len() { free.pop_front() } else { None };
         drop(free);
     }
 }
@@ -216,6 +218,11 @@ impl Default for Pool {
 }
 
 impl Pool {
+    /// A pool that keeps up to `n` free buffers: for those who hold many values at once and give them all back.
+    pub fn keeping(n: usize) -> Self {
+        Self { free: Arc::new(FreeList(Mutex::default(), n)), ..Self::default() }
+    }
+
     /// A tensor whose elements are whatever the memory held before: the caller writes every one.
     pub fn tensor(&self, dtype: DataType, dims: Vec<usize>) -> Result<Tensor, OpError> {
         let n = midtread_graph::tensor::n_elements(&dims)?;

@@ -6,11 +6,13 @@
 //!
 //! Reading order: [`def`] (what an operator is), [`sym`] (sizes as expressions), [`infer`] (what a shape rule sees),
 //! [`eval`] (what an evaluation sees), [`table`]; then what the families share, `attr` (attributes), `typed`
-//! (element types), `shape` (broadcasting and strides), `window` (sliding windows); then the families.
+//! (element types), `shape` (broadcasting and strides), `window` (sliding windows); then the families; [`grad`] (their
+//! gradients).
 #![forbid(unsafe_code)]
 
 pub mod def;
 pub mod eval;
+pub mod grad;
 pub mod infer;
 pub mod sym;
 pub mod table;
@@ -62,6 +64,7 @@ pub use conv::conv_then;
 pub use def::{Eval, InputRole, OpDef, OutputRole, Role};
 pub use eval::{Args, Bodies, Datum, EvalCtx, NoBodies, OpError, Pool};
 pub use followers::Followers;
+pub use grad::{GRADS, GradCtx, GradDef, Reads, STEPS, find_grad};
 pub use infer::{InferCtx, Info};
 pub use sym::SymDim;
 pub use table::{OPS, find};

@@ -140,7 +140,7 @@ impl Kind {
 }
 
 /// For each direction, whether it runs backwards.
-fn directions(node: &Node) -> Result<&'static [bool], OpError> {
+pub(crate) fn directions(node: &Node) -> Result<&'static [bool], OpError> {
     match attr::string(node, "direction", "forward")? {
         "forward" => Ok(&[false]),
         "reverse" => Ok(&[true]),

@@ -62,11 +62,20 @@ number! {
 
 /// Axes from input 1, or from the attribute; all of them where there are none, unless `noop_with_empty_axes`.
 fn reduced_axes(ctx: &EvalCtx<'_>, args: &Args, rank: usize) -> Result<Vec<usize>, OpError> {
-    let axes = match args.get(1) {
+    reduced_axes_of(ctx.node, args.get(1), rank)
+}
+
+/// The same of a node, given input 1.
+pub(crate) fn reduced_axes_of(
+    node: &midtread_graph::Node,
+    axes: Option<&Tensor>,
+    rank: usize,
+) -> Result<Vec<usize>, OpError> {
+    let axes = match axes {
         Some(axes) => Some(indices(axes)?),
-        None => attr::ints(ctx.node, "axes")?.map(<[i64]>::to_vec),
+        None => attr::ints(node, "axes")?.map(<[i64]>::to_vec),
     };
-    all_or(axes, rank, attr::flag(ctx.node, "noop_with_empty_axes", false)?)
+    all_or(axes, rank, attr::flag(node, "noop_with_empty_axes", false)?)
 }
 
 fn all_or(axes: Option<Vec<i64>>, rank: usize, noop: bool) -> Result<Vec<usize>, OpError> {

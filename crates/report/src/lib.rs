@@ -1,10 +1,12 @@
 //! What quantization did, as data, and that data as one self-contained HTML page.
 //!
 //! The page is a view of [`Page`]: it computes nothing that changes what it shows, loads nothing from a network, and
-//! holds the same data as JSON. All is in [`page`].
+//! holds the same data as JSON. All is in [`page`]; a training has a small page
+//! of its own, [`training`].
 #![forbid(unsafe_code)]
 
 pub mod page;
+pub mod training;
 
 pub use page::Page;
 

@@ -17,6 +17,7 @@ mod report;
 mod run;
 mod sensitivity;
 mod stats;
+mod train;
 
 use clap::Subcommand;
 
@@ -40,6 +41,8 @@ pub(crate) enum Command {
     Apply(apply::Apply),
     /// Quantize a model: prepare, calibrate, plan and apply in one; or convert a checkpoint's weights
     Quantize(quantize::Quantize),
+    /// Train a model for its integers: quantization-aware training, no training framework needed
+    Train(Box<train::Train>),
     /// Run a model once, or many times to see how long it takes
     Run(run::Run),
     /// Compile a quantized model for the engine, into a file that is read without compiling again
@@ -69,6 +72,7 @@ impl Command {
             Self::Plan(args) => args.run(context),
             Self::Apply(args) => args.run(context),
             Self::Quantize(args) => args.run(context),
+            Self::Train(args) => args.run(context),
             Self::Run(args) => args.run(context),
             Self::Compile(args) => args.run(context),
             Self::Bench(args) => args.run(context),

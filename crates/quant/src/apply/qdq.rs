@@ -6,12 +6,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use midtread_graph::{Graph, Links, Model, Node, Rewrite, ValueId, edit::replace_uses};
+use midtread_graph::{Graph, Links, Model, Node, Rewrite, Tensor, ValueId, edit::replace_uses};
+use midtread_num::Span;
 
 use crate::{
     apply::store::{Store, int_type_like, value_of},
     error::Error,
-    plan::{Decision, Io, Operand, Params, Plan},
+    plan::{Decision, Io, Operand, Params, Plan, TensorPlan},
 };
 
 /// A constant that some nodes take as integers and others as floats is read from its integers by all, so that it is
@@ -87,10 +88,20 @@ pub(super) fn apply(model: &Model, plan: &Plan) -> Result<Model, Error> {
                 (id, after)
             }
         };
+        // QuantizeLinear saturates at its type's bounds: narrower ones are a Clip before it.
+        let clip = narrow_bounds(tensor).map(|(lo, hi)| {
+            let [lo, hi] = [("min", lo), ("max", hi)].map(|(what, bound)| {
+                graph.add_constant(&format!("{name}_Clip_{what}"), Tensor::scalar(bound))
+            });
+            let clipped = graph.fresh(&format!("{name}_Clip_Output"));
+            graph.value_mut(clipped).ty = graph.value(before).ty.clone();
+            Node::new("Clip", &format!("{name}_Clip"), [before, lo, hi], [clipped])
+        });
+        let clipped = clip.as_ref().and_then(|node| node.output(0)).unwrap_or(before);
         let quantize = Node::new(
             "QuantizeLinear",
             &format!("{name}_QuantizeLinear"),
-            [before, scale, zero_point],
+            [clipped, scale, zero_point],
             [quantized],
         );
         let dequantize = Node::new(
@@ -101,10 +112,12 @@ pub(super) fn apply(model: &Model, plan: &Plan) -> Result<Model, Error> {
         );
         match producer {
             Some(p) => {
+                clip.into_iter().for_each(|clip| rewrite.insert_after(p, clip));
                 rewrite.insert_after(p, quantize);
                 rewrite.insert_after(p, dequantize);
             }
             None => {
+                clip.into_iter().for_each(|clip| rewrite.insert_before(0, clip));
                 rewrite.insert_before(0, quantize);
                 rewrite.insert_before(0, dequantize);
             }
@@ -117,6 +130,14 @@ pub(super) fn apply(model: &Model, plan: &Plan) -> Result<Model, Error> {
     }
     raise_ir_version(&mut model, plan);
     Ok(model)
+}
+
+/// The real bounds of an activation that uses fewer bits than its type has. (Leaving out the most negative value
+/// alone, as symmetric ranges do, needs no Clip: nothing calibrated reaches it.)
+pub(super) fn narrow_bounds(tensor: &TensorPlan) -> Option<(f32, f32)> {
+    let whole = tensor.int_type.range(Span::Narrow);
+    let Params::PerTensor(params) = tensor.params else { return None };
+    (tensor.range.n_steps() < whole.n_steps()).then(|| params.real_range(tensor.range))
 }
 
 /// Gives the outputs of absorbed clamps to the nodes that take over their work, and removes the clamps.

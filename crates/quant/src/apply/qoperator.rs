@@ -10,7 +10,7 @@ use midtread_graph::{AttrValue, Graph, Model, Node, Rewrite, ValueId};
 
 use crate::{
     apply::{
-        qdq::{Constants, activations, adopt_absorbed_outputs},
+        qdq::{Constants, activations, adopt_absorbed_outputs, narrow_bounds},
         store::{Store, int_type_like},
     },
     error::Error,
@@ -48,7 +48,15 @@ pub(super) fn apply(model: &Model, plan: &Plan) -> Result<Model, Error> {
     let store = Store::new(graph, plan)?;
     let mut absorbed = Rewrite::default();
     adopt_absorbed_outputs(graph, plan, &mut absorbed)?;
-    let keys = activations(graph, plan, &store)?.into_iter().map(|(key, id)| (id, key)).collect();
+    let keys: HashMap<ValueId, &str> =
+        activations(graph, plan, &store)?.into_iter().map(|(key, id)| (id, key)).collect();
+    if let Some(key) =
+        keys.values().filter(|key| narrow_bounds(&plan.tensors[**key]).is_some()).min()
+    {
+        return Err(Error::Options(format!(
+            "the qoperator format has no clipped activations, and `{key}` uses fewer bits than its type"
+        )));
+    }
     let mut constants = Constants::new(graph, plan, &store)?;
     let no_float = vec![false; graph.values().len()];
     let mut walk =

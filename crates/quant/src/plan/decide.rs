@@ -149,6 +149,13 @@ fn describe(options: &PlanOptions) -> BTreeMap<String, String> {
     put("weight_symmetry", symmetry_word(weight_symmetry(options)).to_owned());
     put("granularity", options.granularity.to_string());
     put("reduce_range", options.reduce_range.to_string());
+    for (name, bits) in
+        [("weight_bits", options.weight_bits), ("activation_bits", options.activation_bits)]
+    {
+        if let Some(bits) = bits {
+            put(name, bits.to_string());
+        }
+    }
     for (name, patterns) in [("include", &options.include), ("exclude", &options.exclude)] {
         if !patterns.is_empty() {
             let patterns: Vec<String> = patterns.iter().map(Pattern::to_string).collect();
@@ -193,6 +200,20 @@ fn check_options(target: &Target, options: &PlanOptions) -> Result<(), Error> {
             let word = symmetry_word(options.activation_symmetry);
             return refuse(format!("target `{name}` has no {word} activations"));
         }
+    }
+    let fits = |int_type: IntType, bits: Option<u32>, span| {
+        bits.is_none_or(|bits| 2 <= bits && int_type.range_of_bits(bits, span).is_some())
+    };
+    let weight_span =
+        if options.reduce_range { Span::Reduced } else { span_of(weight_symmetry(options)) };
+    if !fits(options.weight_type, options.weight_bits, weight_span) {
+        let bits = options.weight_bits.unwrap_or_default();
+        return refuse(format!("{} does not hold {bits}-bit weights", options.weight_type));
+    }
+    if !fits(options.activation_type, options.activation_bits, span_of(options.activation_symmetry))
+    {
+        let bits = options.activation_bits.unwrap_or_default();
+        return refuse(format!("{} does not hold {bits}-bit activations", options.activation_type));
     }
     if !target.weights.types.contains(&options.weight_type) {
         return refuse(format!("target `{name}` has no {} weights", options.weight_type));
@@ -901,7 +922,13 @@ impl<'a> Walk<'a> {
         let symmetry =
             over.and_then(|o| o.symmetry).unwrap_or_else(|| weight_symmetry(self.options));
         let span = if self.options.reduce_range { Span::Reduced } else { span_of(symmetry) };
-        let range = int_type.range(span);
+        let range = match self.options.weight_bits {
+            // An override of the type is an override of its width.
+            Some(bits) if int_type == self.options.weight_type => {
+                int_type.range_of_bits(bits, span).expect("checked with the options")
+            }
+            _ => int_type.range(span),
+        };
         let values = floats(tensor).expect("callers checked the type");
         check_finite(name, &values)?;
         let qparams = |source| Error::QParams { tensor: name.to_owned(), source };
@@ -969,7 +996,12 @@ impl<'a> Walk<'a> {
         let set = agreed("the range", |o| o.range.is_some() || o.params.is_some())?.copied();
         let int_type = int_type.unwrap_or(self.options.activation_type);
         let symmetry = symmetry.unwrap_or(self.options.activation_symmetry);
-        let range = int_type.range(span_of(symmetry));
+        let range = match self.options.activation_bits {
+            Some(bits) if int_type == self.options.activation_type => {
+                int_type.range_of_bits(bits, span_of(symmetry)).expect("checked with the options")
+            }
+            _ => int_type.range(span_of(symmetry)),
+        };
 
         let (params, leader, why) = match set {
             Some(id) => {

@@ -77,6 +77,17 @@ impl IntType {
             .expect("no type is too narrow for any of these")
     }
 
+    /// [`Self::range`] of a type of `n_bits`, which this type holds: all of its integers up to four bits.
+    pub fn range_of_bits(self, n_bits: u32, span: Span) -> Option<QRange> {
+        let (sign, span) = match (self.is_signed(), span) {
+            (true, Span::Narrow) if n_bits <= 4 => (Sign::Signed, Span::Full),
+            (true, span) => (Sign::Signed, span),
+            (false, Span::Narrow) => (Sign::Unsigned, Span::Full),
+            (false, span) => (Sign::Unsigned, span),
+        };
+        QRange::of(n_bits, sign, span).ok().filter(|range| range.is_within(self.range(Span::Full)))
+    }
+
     /// The first operator set whose QuantizeLinear and DequantizeLinear have it.
     pub fn opset(self) -> i64 {
         match self {
@@ -127,6 +138,17 @@ mod tests {
                 "{t}"
             );
         }
+    }
+
+    #[test]
+    fn fewer_bits_than_the_type_has_are_a_part_of_it() {
+        let got = |t: IntType, n| t.range_of_bits(n, Span::Narrow).map(|r| (r.qmin(), r.qmax()));
+        assert_eq!(got(IntType::I4, 2), Some((-2, 1)));
+        assert_eq!(got(IntType::I4, 4), Some((-8, 7)));
+        assert_eq!(got(IntType::I8, 6), Some((-31, 31)));
+        assert_eq!(got(IntType::U4, 3), Some((0, 7)));
+        assert_eq!(got(IntType::U4, 5), None);
+        assert_eq!(IntType::U4.range_of_bits(1, Span::Reduced), None);
     }
 
     #[test]

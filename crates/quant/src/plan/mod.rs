@@ -126,6 +126,8 @@ pub enum Why {
     Fixed(String),
     /// Set by the user.
     Override,
+    /// Learned in quantization-aware training.
+    Trained,
 }
 
 impl fmt::Display for Why {
@@ -138,6 +140,7 @@ impl fmt::Display for Why {
             Self::SameAs(name) => write!(f, "same as: {name}"),
             Self::Fixed(op_type) => write!(f, "fixed: {op_type}"),
             Self::Override => f.write_str("override"),
+            Self::Trained => f.write_str("trained"),
         }
     }
 }

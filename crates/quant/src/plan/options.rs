@@ -66,6 +66,10 @@ pub struct PlanOptions {
     pub granularity: WeightGranularity,
     /// Whether weights use a bit less ([`Span::Reduced`]), for CPUs whose 8-bit products saturate.
     pub reduce_range: bool,
+    /// Use only so many bits of the weights' type (`i4` with 2: -2..=1). All of them by default.
+    pub weight_bits: Option<u32>,
+    /// The same for activations, whose values beyond are clipped before they are quantized.
+    pub activation_bits: Option<u32>,
     /// `min_max` by default.
     pub calibrator: Calibrator,
     /// `Int32` by default.
@@ -97,6 +101,8 @@ impl Default for PlanOptions {
             weight_symmetry: None,
             granularity: WeightGranularity::PerChannel,
             reduce_range: false,
+            weight_bits: None,
+            activation_bits: None,
             calibrator: Calibrator::named("min_max").expect("it is in the list"),
             bias: BiasForm::Int32,
             io: Io::Float,

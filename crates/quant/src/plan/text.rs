@@ -295,6 +295,7 @@ fn read_why(text: &str) -> Option<Why> {
     match text {
         "constant" => return Some(Why::Constant),
         "override" => return Some(Why::Override),
+        "trained" => return Some(Why::Trained),
         _ => {}
     }
     let (kind, name) = text.split_once(": ")?;
