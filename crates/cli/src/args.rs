@@ -9,6 +9,7 @@ use midtread::{
     passes::{PassSet, PrepareOptions},
     quant::{
         Format,
+        blocks::{BlockOptions, BlockType, ScaleSearch},
         calibrate::{CALIBRATORS, Calibrator},
         half::{HalfOptions, HalfType},
         plan::{
@@ -200,20 +201,28 @@ pub(crate) struct PlanArgs {
     /// Type of activations: u8, i8, u16, i16, u4, i4, or fewer bits of one of these: u2, u3, u6, ...
     #[arg(long, default_value = "u8", value_name = "TYPE")]
     pub(crate) activations: Width,
-    /// Type of weights: i8, u8, i16, u16, i4, u4, or fewer bits of one of these (i2, i3, i6); or the whole model in float16 or bfloat16; of a checkpoint's any
-    /// number format of `midtread explain type` (nf4, int4:32, q4_k), q4_k_m, q5_k_m, or float32
+    /// Type of weights: i8, u8, i16, u16, i4, u4, or fewer bits of one of these (i2, i3, i6); with --scheme weight_only
+    /// --format qoperator also nf4, fp4; or the whole model in float16 or bfloat16; of a checkpoint's any number format of
+    /// `midtread explain type` (nf4, int4:32, q4_k), q4_k_m, q5_k_m, or float32
     #[arg(long, default_value = "i8", value_name = "TYPE")]
     pub(crate) weights: String,
     /// With float16 and bfloat16: the model's own inputs and outputs stay float32
     #[arg(long)]
     pub(crate) keep_io_types: bool,
+    /// With --scheme weight_only --format qoperator: how scales are chosen: max_abs, mse, hqq
+    #[arg(long, default_value = "max_abs", value_name = "SEARCH")]
+    pub(crate) scale_search: ScaleSearch,
+    /// With --scheme weight_only --format qoperator: MatMulNBits' accuracy_level; 1: float32, 4: activations in int8
+    #[arg(long, default_value_t = 0, value_name = "LEVEL")]
+    pub(crate) accuracy_level: u8,
     /// Put the zero point of activations in the middle of the type
     #[arg(long)]
     pub(crate) symmetric_activations: bool,
     /// Let the zero point of weights move
     #[arg(long)]
     pub(crate) asymmetric_weights: bool,
-    /// Which elements of a weight share a scale: per_tensor, per_channel, blocked:SIZE
+    /// Which elements of a weight share a scale: per_tensor, per_channel, blocked:SIZE (weight_only and qoperator:
+    /// blocked:32, for nf4 and fp4 blocked:64, unless another size is given)
     #[arg(long, default_value = "per_channel", value_name = "FORM")]
     pub(crate) granularity: Granularity,
     /// Use 7 bits of 8 for weights, for CPUs whose 8-bit products saturate (AVX2 and AVX-512 without VNNI)
@@ -246,19 +255,23 @@ pub(crate) enum WeightType {
     Int(Width),
     /// Not only they: the model computes in this type.
     Half(HalfType),
+    /// What only operators on blocks have.
+    Block(BlockType),
 }
 
 impl FromStr for WeightType {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.parse::<HalfType>() {
-            Ok(half) => Ok(Self::Half(half)),
-            Err(_) => text
-                .parse()
-                .map(Self::Int)
-                .map_err(|err: String| format!("{err}; nor is it float16 or bfloat16")),
-        }
+        Ok(match text {
+            "float16" => Self::Half(HalfType::Float16),
+            "bfloat16" => Self::Half(HalfType::Bfloat16),
+            "nf4" => Self::Block(BlockType::Nf4),
+            "fp4" => Self::Block(BlockType::Fp4),
+            _ => Self::Int(text.parse().map_err(|err: String| {
+                format!("{err}; nor is it nf4, fp4, float16 or bfloat16")
+            })?),
+        })
     }
 }
 
@@ -342,6 +355,8 @@ impl PlanArgs {
             (self.bias != BiasForm::Int32, "--bias"),
             (self.io != Io::Float, "--io"),
             (self.overrides.is_some(), "--overrides"),
+            (self.scale_search != ScaleSearch::MaxAbs, "--scale-search"),
+            (self.accuracy_level != 0, "--accuracy-level"),
             (format.is_some_and(|format| format != Format::Qdq), "--format"),
         ];
         if let Some((_, option)) = idle.iter().find(|(is_set, _)| *is_set) {
@@ -355,9 +370,54 @@ impl PlanArgs {
         }))
     }
 
+    /// What was asked for, where weights go into blocks that operators of ONNX Runtime multiply with.
+    pub(crate) fn blocks(&self, format: Format) -> anyhow::Result<Option<BlockOptions>> {
+        let is_asked = self.scheme == "weight_only" && format == Format::QOperator;
+        let block_type = match self.weight_type()? {
+            WeightType::Block(block_type) if is_asked => block_type,
+            WeightType::Block(block_type) => {
+                bail!("{block_type} weights need --scheme weight_only --format qoperator")
+            }
+            WeightType::Int(width) if is_asked => {
+                let is_asymmetric = !width.int_type.is_signed() || self.asymmetric_weights;
+                BlockType::Bits { n_bits: width.n_bits(), is_asymmetric }
+            }
+            WeightType::Int(_) | WeightType::Half(_) => {
+                if self.scale_search != ScaleSearch::MaxAbs || self.accuracy_level != 0 {
+                    bail!(
+                        "--scale-search and --accuracy-level need --scheme weight_only --format qoperator"
+                    );
+                }
+                return Ok(None);
+            }
+        };
+        if self.overrides.is_some() || self.reduce_range {
+            bail!("--overrides and --reduce-range have no effect on operators that take blocks");
+        }
+        let block_size = match self.granularity {
+            Granularity::Blocked(size) => size,
+            Granularity::PerChannel => block_type.default_block_size(),
+            Granularity::PerTensor => bail!("operators that take blocks have no scale per tensor"),
+        };
+        Ok(Some(BlockOptions {
+            block_type,
+            block_size,
+            search: self.scale_search,
+            accuracy_level: self.accuracy_level,
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+        }))
+    }
+
     pub(crate) fn options(&self) -> anyhow::Result<PlanOptions> {
-        let WeightType::Int(weights) = self.weight_type()? else {
-            unreachable!("16-bit models have options of their own")
+        let weights = match self.weight_type()? {
+            WeightType::Int(weights) => weights,
+            WeightType::Block(block_type) => {
+                bail!(
+                    "{block_type} weights need `quantize --scheme weight_only --format qoperator`"
+                )
+            }
+            WeightType::Half(_) => unreachable!("16-bit models have options of their own"),
         };
         let overrides = match &self.overrides {
             Some(path) => Overrides::from_toml(&path.display().to_string(), &read_text(path)?)
@@ -393,7 +453,8 @@ impl PlanArgs {
 /// The form of a quantized model.
 #[derive(ClapArgs)]
 pub(crate) struct FormatArgs {
-    /// How the result is written: qdq (QuantizeLinear/DequantizeLinear pairs) or qoperator (integer operators)
+    /// How the result is written: qdq (QuantizeLinear/DequantizeLinear pairs) or qoperator (operators on integers; with
+    /// weight_only MatMulNBits, MatMulBnb4 and GatherBlockQuantized)
     #[arg(long, default_value = "qdq", value_name = "FORM")]
     pub(crate) format: Format,
 }

@@ -86,22 +86,28 @@ impl fmt::Debug for Interpreter {
 /// Called with every value as it is made.
 type Observe<'a> = &'a mut dyn FnMut(ValueId, &str, &Tensor);
 
+/// Called with every value as it is made, to put others in its place.
+type Rewrite<'a> = &'a mut dyn FnMut(ValueId, &str, &mut Tensor);
+
 /// What a run is watched for.
 enum Watch<'a> {
     Nothing,
     Values(Observe<'a>),
+    Rewritten(Rewrite<'a>),
     Times(&'a mut Vec<NodeTime>),
 }
 
 impl Watch<'_> {
     /// Whether every value has to be made.
     fn wants_values(&self) -> bool {
-        matches!(self, Self::Values(_))
+        matches!(self, Self::Values(_) | Self::Rewritten(_))
     }
 
-    fn value(&mut self, id: ValueId, name: &str, tensor: &Tensor) {
-        if let Self::Values(observe) = self {
-            observe(id, name, tensor);
+    fn value(&mut self, id: ValueId, name: &str, tensor: &mut Tensor) {
+        match self {
+            Self::Values(observe) => observe(id, name, tensor),
+            Self::Rewritten(rewrite) => rewrite(id, name, tensor),
+            Self::Nothing | Self::Times(_) => {}
         }
     }
 
@@ -225,6 +231,19 @@ impl Interpreter {
         self.execute(inputs, Watch::Values(observe))
     }
 
+    /// Like [`Interpreter::run`], with values changed on their way: `rewrite` is given every input, and every value that
+    /// a node makes as soon as it is made, and the nodes after it see what `rewrite` leaves there. It must leave type and
+    /// sizes as they are.
+    ///
+    /// This is how number formats that have no operator are simulated.
+    pub fn run_rewritten(
+        &self,
+        inputs: Vec<(String, Tensor)>,
+        rewrite: Rewrite<'_>,
+    ) -> Result<Vec<(String, Tensor)>, Error> {
+        self.execute(inputs, Watch::Rewritten(rewrite))
+    }
+
     /// Like [`Interpreter::run`], and measures every node, in the order in which they ran. Those whose work another
     /// node does in the same pass (a Clip after a Conv) are not listed.
     pub fn run_profiled(
@@ -296,7 +315,7 @@ impl Interpreter {
                 // Counts for nothing: it is the model's.
                 values.put(id, Datum::Tensor(default.to_aligned()), 0);
             }
-            if let Some(Datum::Tensor(tensor)) = values.get(id) {
+            if let Some(Datum::Tensor(tensor)) = values.get_mut(id) {
                 watch.value(id, self.graph.value_name(id), tensor);
             }
         }
@@ -380,9 +399,10 @@ impl Interpreter {
             let (node_label, op_type) = (self.graph.label(node).to_owned(), node.op_type.clone());
             return Err(Error::Output { node: node_label, op_type, index: outputs.len() });
         }
-        for ((datum, id), &is_used) in outputs.into_iter().zip(&node.outputs).zip(&step.is_used) {
+        for ((mut datum, id), &is_used) in outputs.into_iter().zip(&node.outputs).zip(&step.is_used)
+        {
             let Some(id) = *id else { continue };
-            if let Datum::Tensor(tensor) = &datum {
+            if let Datum::Tensor(tensor) = &mut datum {
                 watch.value(id, self.graph.value_name(id), tensor);
             }
             // What nobody uses is dropped, and goes back to the pool by that.
@@ -482,6 +502,10 @@ impl Values {
 
     fn get(&self, id: ValueId) -> Option<&Datum> {
         Some(&self.slots[id.idx()].as_ref()?.datum)
+    }
+
+    fn get_mut(&mut self, id: ValueId) -> Option<&mut Datum> {
+        Some(&mut self.slots[id.idx()].as_mut()?.datum)
     }
 
     fn take(&mut self, id: ValueId) -> Option<Datum> {

@@ -116,7 +116,7 @@ fn map_samples<T: Send>(
 }
 
 /// The classes of the five largest of one row of scores.
-fn top5(scores: &Tensor) -> Option<Vec<usize>> {
+pub(crate) fn top5(scores: &Tensor) -> Option<Vec<usize>> {
     let n_classes = *scores.dims().last()?;
     if scores.dtype() != DataType::Float || n_classes == 0 || scores.len() != n_classes {
         return None;

@@ -15,7 +15,11 @@ use midtread_num::{
     textbook::{Affine, Overflow, quantize_unit},
     uniform::{Kind, Uniform},
 };
-use midtread_quant::calibrate::{CALIBRATORS, Calibrator, Collect, RangeGoal, TensorStats};
+use midtread_quant::{
+    calibrate::{CALIBRATORS, Calibrator, Collect, RangeGoal, TensorStats},
+    half::HalfType,
+    plan::{IntType, TARGETS, Target},
+};
 use serde::Serialize;
 
 use crate::Error;
@@ -288,6 +292,10 @@ pub struct TensorOptions {
     pub symmetry: Symmetry,
     /// Which elements share a scale.
     pub granularity: Granularity,
+    /// Asymmetric codes are signed: the same less `2^(bits - 1)`.
+    pub is_signed: bool,
+    /// The values that the codes cover, instead of all there are: what lies outside is cut off.
+    pub range: Option<(f32, f32)>,
 }
 
 /// A tensor, quantized and back.
@@ -448,11 +456,21 @@ pub fn tensor(dims: &[usize], x: &[f32], o: &TensorOptions) -> Result<TensorRepo
     }
     let (sign, span) = match o.symmetry {
         Symmetry::Symmetric => (Sign::Signed, Span::Narrow),
+        Symmetry::Asymmetric if o.is_signed => (Sign::Signed, Span::Full),
         Symmetry::Asymmetric => (Sign::Unsigned, Span::Full),
     };
     let range = QRange::of(o.bits, sign, span).map_err(options)?;
     let layout = o.granularity.layout(dims).map_err(options)?;
-    let params = midtread_num::tensor::params_of(x, layout, range, o.symmetry).map_err(options)?;
+    let params = match o.range {
+        None => midtread_num::tensor::params_of(x, layout, range, o.symmetry).map_err(options)?,
+        Some((min, max)) if min < max && (max - min).is_finite() => {
+            let one = o.symmetry.params(min, max, range).map_err(options)?;
+            vec![one; layout.n_params()]
+        }
+        Some((min, max)) => {
+            return Err(options(format!("the range {min} to {max} is empty or not finite")));
+        }
+    };
     let of = |i: usize| params[layout.param_of(i)];
     let codes: Vec<i32> = x.iter().enumerate().map(|(i, x)| of(i).quantize(*x, range)).collect();
     let values: Vec<f32> = codes.iter().enumerate().map(|(i, q)| of(i).dequantize(*q)).collect();
@@ -544,7 +562,7 @@ pub fn floats(tensor: &Tensor) -> Result<Vec<f32>, Error> {
 }
 
 impl TensorReport {
-    /// The histogram, and the staircases of the mid-tread and mid-rise quantizers over it.
+    /// The histogram, and over it the staircases of the mid-tread, mid-rise, companding and Lloyd-Max quantizers.
     pub fn svg(&self) -> String {
         let (width, height) = (720.0, 360.0);
         let ends = self.quantizers.iter().flat_map(|q| q.levels.iter().copied());
@@ -567,7 +585,13 @@ impl TensorReport {
                 (right - left).max(1.0),
             );
         }
-        let colors = [("mid_tread", "#0b6e4f"), ("mid_rise", "#c8553d"), ("lloyd_max", "#3d5a80")];
+        let colors = [
+            ("mid_tread", "#0b6e4f"),
+            ("mid_rise", "#c8553d"),
+            ("lloyd_max", "#3d5a80"),
+            ("mu_law", "#8e6c00"),
+            ("a_law", "#7a4b94"),
+        ];
         for (i, (name, color)) in colors.into_iter().enumerate() {
             let Some(rival) = self.quantizers.iter().find(|rival| rival.name == name) else {
                 continue;
@@ -625,6 +649,8 @@ pub struct TypeRow {
     pub accumulator: &'static str,
     /// The ONNX operator set whose QuantizeLinear (for floats of 16 bits: Cast) has it.
     pub onnx_opset: Option<u32>,
+    /// Who runs models in it: targets in whose file it is, and the programs that define it.
+    pub runtimes: Vec<&'static str>,
 }
 
 /// What ONNX makes of a type: name, accumulator, operator set.
@@ -706,7 +732,40 @@ fn float32() -> TypeRow {
         min_subnormal: Some(f64::from(f32::from_bits(1))),
         accumulator: "float32",
         onnx_opset: Some(1),
+        runtimes: runtimes("float32", None),
     }
+}
+
+/// Targets whose files have the type, and who else runs it, from where the format is defined.
+fn runtimes(name: &str, source: Option<&str>) -> Vec<&'static str> {
+    // The specification is no runtime.
+    let files = TARGETS.iter().filter(|(target, _)| *target != "onnx");
+    let has = |target: &Target| {
+        let int_type = name.replacen("uint", "u", 1).replacen("int", "i", 1).parse::<IntType>();
+        let half = name.parse::<HalfType>();
+        match (int_type, half) {
+            (Ok(int_type), _) => {
+                target.weights.types.contains(&int_type)
+                    || target.activations.types.contains(&int_type)
+            }
+            (_, Ok(half)) => target.halves.contains_key(&half),
+            _ => name == "float32",
+        }
+    };
+    let mut found: Vec<&'static str> = files
+        .filter(|(target, text)| Target::from_toml(target, text).is_ok_and(|target| has(&target)))
+        .map(|(target, _)| *target)
+        .collect();
+    let source = source.unwrap_or_default();
+    if name.starts_with("matmul_") {
+        found.extend(["midtread", "onnxruntime_cpu"]);
+    }
+    for (word, runtime) in [("bitsandbytes", "bitsandbytes"), ("ggml", "llama.cpp")] {
+        if source.contains(word) {
+            found.push(runtime);
+        }
+    }
+    found
 }
 
 fn row(name: &str) -> Result<TypeRow, Error> {
@@ -726,6 +785,7 @@ fn row(name: &str) -> Result<TypeRow, Error> {
         min_subnormal: None,
         accumulator: known.map_or("float32", |known| known.1),
         onnx_opset: known.and_then(|known| known.2),
+        runtimes: runtimes(name, Some(format.def.source)),
     };
     if let Ok(ty) = float_type(name) {
         let smallest = if ty.mantissa_bits == 0 { ty.min_normal() } else { ty.min_subnormal() };

@@ -19,9 +19,10 @@
 //! leave behind ([`Stats`], [`Plan`]) is text that can be saved, compared and edited:
 //! `load -> prepare -> calibrate -> plan -> apply -> save`.
 //!
-//! Reading order: [`mod@quantize`] (the whole way), [`mod@half`] (the same to float16 and bfloat16), [`evaluate`] (how good
-//! a model is), [`mod@metric`], [`significance`], [`sensitivity`], [`training`] (quantization-aware), [`runtime`], [`latency`], [`peer`] (ONNX Runtime's time), [`samples`], [`mod@page`] and [`manifest`]
-//! (the report), [`debug`], [`demo`], [`mod@explain`] (one value, one tensor, every type), [`error`].
+//! Reading order: [`mod@quantize`] (the whole way), [`mod@half`] (the same to float16 and bfloat16),
+//! [`mod@trim`] (as few bits as an error margin allows), [`evaluate`] (how good a model is), [`mod@metric`],
+//! [`significance`], [`sensitivity`], [`training`] (quantization-aware), [`runtime`], [`latency`], [`peer`] (ONNX Runtime's time), [`samples`],
+//! [`mod@page`] and [`manifest`] (the report), [`debug`], [`demo`], [`mod@explain`] (one value, one tensor, every type), [`error`].
 #![forbid(unsafe_code)]
 
 pub mod cost;
@@ -42,6 +43,7 @@ pub mod samples;
 pub mod sensitivity;
 pub mod significance;
 pub mod training;
+pub mod trim;
 
 pub use midtread_checkpoint as checkpoint;
 pub use midtread_compare as compare;

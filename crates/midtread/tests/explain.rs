@@ -33,7 +33,11 @@ const X2: [f32; 20] = [
 ];
 
 fn explained(x: &[f32], bits: u32, symmetry: Symmetry, granularity: Granularity) -> TensorReport {
-    tensor(&[x.len()], x, &TensorOptions { bits, symmetry, granularity }).unwrap()
+    tensor(&[x.len()], x, &options(bits, symmetry, granularity)).unwrap()
+}
+
+fn options(bits: u32, symmetry: Symmetry, granularity: Granularity) -> TensorOptions {
+    TensorOptions { bits, symmetry, granularity, is_signed: false, range: None }
 }
 
 #[test]
@@ -136,6 +140,23 @@ fn the_symmetric_tensors_have_the_printed_figures() {
 }
 
 #[test]
+fn signed_codes_are_half_a_type_lower_and_a_range_cuts_off() {
+    let unsigned = explained(&X, 8, Symmetry::Asymmetric, Granularity::PerTensor);
+    let plain = options(8, Symmetry::Asymmetric, Granularity::PerTensor);
+    let signed = tensor(&[X.len()], &X, &TensorOptions { is_signed: true, ..plain }).unwrap();
+    assert_eq!(signed.scales, unsigned.scales);
+    assert_eq!(signed.zero_points, [11 - 128]);
+    let lower: Vec<i32> = unsigned.codes.iter().map(|q| q - 128).collect();
+    assert_eq!(signed.codes, lower);
+
+    let cut = TensorOptions { range: Some((0.0, 100.0)), ..plain };
+    let cut = tensor(&[X.len()], &X, &cut).unwrap();
+    assert_eq!((cut.zero_points[0], cut.codes[0], cut.codes[1]), (0, 255, 0));
+    assert_eq!(cut.error.max_error, f64::from(X[0]) - f64::from(cut.values[0]));
+    assert!(tensor(&[1], &[1.0], &TensorOptions { range: Some((1.0, 1.0)), ..plain }).is_err());
+}
+
+#[test]
 fn rows_columns_channels_and_blocks_have_a_scale_each() {
     let x = &X[..12];
     let block_size = std::num::NonZeroUsize::new(3).unwrap();
@@ -145,7 +166,7 @@ fn rows_columns_channels_and_blocks_have_a_scale_each() {
         (Granularity::PerAxis { axis: 1 }, 6),
         (Granularity::Blocked { axis: 1, block_size }, 4),
     ] {
-        let options = TensorOptions { bits: 4, symmetry: Symmetry::Symmetric, granularity };
+        let options = options(4, Symmetry::Symmetric, granularity);
         let report = tensor(&[2, 6], x, &options).unwrap();
         assert_eq!(report.scales.len(), n, "{granularity:?}");
         let whole = explained(x, 4, Symmetry::Symmetric, Granularity::PerTensor);
@@ -154,11 +175,7 @@ fn rows_columns_channels_and_blocks_have_a_scale_each() {
             "{granularity:?} loses no more than the whole tensor"
         );
     }
-    let options = TensorOptions {
-        bits: 4,
-        symmetry: Symmetry::Symmetric,
-        granularity: Granularity::PerAxis { axis: 2 },
-    };
+    let options = options(4, Symmetry::Symmetric, Granularity::PerAxis { axis: 2 });
     assert!(tensor(&[2, 6], x, &options).is_err(), "there is no such axis");
 }
 
@@ -183,7 +200,12 @@ fn other_quantizers_and_every_calibrator_stand_beside_it() {
     assert_eq!(report.histogram.counts.iter().sum::<u64>(), 20);
     assert_eq!(report.histogram.lines(10).len(), report.histogram.counts.len());
     let svg = report.svg();
-    assert!(svg.starts_with("<svg") && svg.contains("mid_rise") && svg.ends_with("</svg>\n"));
+    assert!(
+        svg.starts_with("<svg")
+            && svg.contains("mid_rise")
+            && svg.contains("mu_law")
+            && svg.ends_with("</svg>\n")
+    );
     assert!(!svg.contains("NaN") && !svg.contains("inf"));
 }
 
@@ -197,11 +219,7 @@ fn odd_tensors_are_explained_or_refused_with_a_reason() {
             assert!(!report.svg().contains("NaN"), "{x:?}");
         }
     }
-    let options = TensorOptions {
-        bits: 8,
-        symmetry: Symmetry::Symmetric,
-        granularity: Granularity::PerTensor,
-    };
+    let options = options(8, Symmetry::Symmetric, Granularity::PerTensor);
     let error = tensor(&[3], &[1.0, f32::NAN, 2.0], &options).unwrap_err().to_string();
     assert!(error.contains("element 1"), "{error}");
     assert!(tensor(&[0], &[], &options).is_err());
@@ -230,6 +248,15 @@ fn the_table_of_types_has_the_known_bounds() {
         assert!((row.size_ratio / ratio - 1.0).abs() < 0.01, "{name}: {}", row.size_ratio);
     }
     assert_eq!((row("int4").onnx_opset, row("int2").onnx_opset), (Some(21), Some(25)));
+    let runs = |name: &str, runtime: &str| row(name).runtimes.contains(&runtime);
+    assert!(runs("int4", "onnxruntime_cpu") && !runs("int2", "onnxruntime_cpu"));
+    assert!(runs("uint8", "openvino") && !runs("uint8", "tensorrt") && runs("float16", "tensorrt"));
+    assert!(
+        runs("nf4", "bitsandbytes")
+            && runs("q4_0", "llama.cpp")
+            && runs("matmul_nbits4", "onnxruntime_cpu")
+    );
+    assert!(row("fixed8").runtimes.is_empty());
     let all = types(None).unwrap();
     for name in [
         "float32", "bfloat16", "int16", "uint2", "nf4", "mxfp4", "ternary", "bfp8", "fixed8",

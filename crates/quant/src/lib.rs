@@ -10,10 +10,11 @@
 //! ```
 //!
 //! Reading order: [`calibrate`], [`mod@plan`] (its types first, then `decide`), [`mod@apply`], [`half`] (float16 and bfloat16
-//! models: a plan and an `apply` of their own), [`error`].
+//! models: a plan and an `apply` of their own), [`blocks`] (weights in blocks, in the forms of ONNX Runtime's operators), [`error`].
 #![forbid(unsafe_code)]
 
 pub mod apply;
+pub mod blocks;
 pub mod calibrate;
 pub mod error;
 pub mod half;

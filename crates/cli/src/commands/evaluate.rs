@@ -255,7 +255,7 @@ fn is_within(difference: &Difference, most: f64, context: &Context) -> bool {
 }
 
 /// `0.5%` or `0.5`, as a share.
-fn parse_percent(text: &str) -> Result<f64, String> {
+pub(super) fn parse_percent(text: &str) -> Result<f64, String> {
     let number = text.trim_end_matches('%').trim().parse::<f64>().ok();
     number
         .filter(|p| (0.0..=100.0).contains(p) && 0.0 < *p)

@@ -65,6 +65,12 @@ struct Tensor {
     /// Whether 0 has the code 0
     #[arg(long, value_enum, default_value = "symmetric")]
     scheme: Scheme,
+    /// With asymmetric: codes from -2^(N - 1) instead of 0
+    #[arg(long)]
+    signed: bool,
+    /// Quantize this range and cut off what lies outside [default: all values]
+    #[arg(long, value_name = "MIN,MAX", allow_hyphen_values = true, value_parser = range)]
+    range: Option<(f64, f64)>,
     /// Bits of a code
     #[arg(long, value_name = "N", default_value_t = 8)]
     bits: u32,
@@ -148,7 +154,13 @@ impl Explain {
                     Scheme::Asymmetric => Symmetry::Asymmetric,
                 };
                 let granularity = args.per.granularity(tensor.dims().len());
-                let options = TensorOptions { bits: args.bits, symmetry, granularity };
+                let options = TensorOptions {
+                    bits: args.bits,
+                    symmetry,
+                    granularity,
+                    is_signed: args.signed,
+                    range: args.range.map(|(min, max)| (min as f32, max as f32)),
+                };
                 let named =
                     |error| anyhow::Error::from(error).context(args.file.display().to_string());
                 let x = explain::floats(&tensor).map_err(named)?;
@@ -269,20 +281,10 @@ fn show_types(rows: &[TypeRow], context: &Context) {
             "  ONNX operator set   {}",
             row.onnx_opset.map_or("–".into(), |n| n.to_string())
         ));
+        context.say(format!("  runtimes            {}", runtimes(row)));
         return;
     }
-    let titles = [
-        "type",
-        "bits",
-        "smaller",
-        "min",
-        "max",
-        "step",
-        "normal",
-        "subnormal",
-        "accumulator",
-        "opset",
-    ];
+    let titles = ["type", "bits", "smaller", "min", "max", "step", "normal", "subnormal"];
     let mut lines = vec![heading(&titles)];
     lines.extend(rows.iter().map(|row| {
         vec![
@@ -294,11 +296,23 @@ fn show_types(rows: &[TypeRow], context: &Context) {
             number(row.step),
             number(row.min_normal),
             number(row.min_subnormal),
-            row.accumulator.to_owned(),
-            row.onnx_opset.map_or("–".into(), |n| n.to_string()),
         ]
     }));
     context.say(table(&lines));
+    let mut lines = vec![heading(&["type", "accumulator", "opset", "runtimes"])];
+    lines.extend(rows.iter().map(|row| {
+        vec![
+            row.name.clone(),
+            row.accumulator.to_owned(),
+            row.onnx_opset.map_or("–".into(), |n| n.to_string()),
+            runtimes(row),
+        ]
+    }));
+    context.say(table(&lines));
+}
+
+fn runtimes(row: &TypeRow) -> String {
+    if row.runtimes.is_empty() { "–".to_owned() } else { row.runtimes.join(", ") }
 }
 
 fn number(x: f64) -> String {

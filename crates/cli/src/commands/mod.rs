@@ -18,6 +18,7 @@ mod run;
 mod sensitivity;
 mod stats;
 mod train;
+mod trim;
 
 use clap::Subcommand;
 
@@ -43,6 +44,8 @@ pub(crate) enum Command {
     Quantize(quantize::Quantize),
     /// Train a model for its integers: quantization-aware training, no training framework needed
     Train(Box<train::Train>),
+    /// Find how few bits a network needs within an error margin, and write it so
+    Trim(trim::Trim),
     /// Run a model once, or many times to see how long it takes
     Run(run::Run),
     /// Compile a quantized model for the engine, into a file that is read without compiling again
@@ -73,6 +76,7 @@ impl Command {
             Self::Apply(args) => args.run(context),
             Self::Quantize(args) => args.run(context),
             Self::Train(args) => args.run(context),
+            Self::Trim(args) => args.run(context),
             Self::Run(args) => args.run(context),
             Self::Compile(args) => args.run(context),
             Self::Bench(args) => args.run(context),

@@ -13,11 +13,12 @@ use midtread::{
     page::Sources,
     quant::{
         Plan, Scheme,
+        blocks::{self, BlockDecision, BlockOptions, BlockPlan, Written},
         calibrate::{Collect, Samples},
         half::{HalfConstant, HalfDecision, HalfOptions, HalfPlan, Storage},
         plan::{Decision, NodePlan},
     },
-    quantize::peak_bytes,
+    quantize::{Progress, peak_bytes},
     report::Page,
 };
 use serde_json::{Value, json};
@@ -37,6 +38,7 @@ use crate::{
   midtread quantize model.onnx --data pictures/ --report report.html
   midtread quantize model.onnx --data samples.npz --calibrator percentile --exclude 'head/*'
   midtread quantize model.onnx --scheme weight_only --weights i4 --granularity blocked:32
+  midtread quantize model.onnx --scheme weight_only --format qoperator --weights nf4 --granularity blocked:64
   midtread quantize model.onnx --weights float16 --data samples.npz --keep-io-types
   midtread quantize model.safetensors --weights nf4 --nested -o model.nf4.safetensors
   midtread quantize model.safetensors.index.json --weights int4:32 --search mse --keep 'model.layers.0.*'
@@ -85,6 +87,9 @@ impl Quantize {
         let start = std::time::Instant::now();
         if let Some(options) = self.plan.half(Some(self.format.format))? {
             return self.run_half(options, context);
+        }
+        if let Some(options) = self.plan.blocks(self.format.format)? {
+            return self.run_blocks(&options, context);
         }
         let plan = self.plan.options()?;
         let output = self.output.clone().unwrap_or_else(|| default_output(&self.model, "int8"));
@@ -274,6 +279,104 @@ impl Quantize {
         context.say(half_ledger_text(&result.plan, self.ledger).trim_end());
         Ok(Outcome::Done)
     }
+}
+
+impl Quantize {
+    /// Weights in blocks, for operators of ONNX Runtime.
+    fn run_blocks(&self, options: &BlockOptions, context: &Context) -> anyhow::Result<Outcome> {
+        let start = std::time::Instant::now();
+        if self.save_plan.is_some() || self.save_stats.is_some() || self.report.is_some() {
+            bail!(
+                "--save-plan, --save-stats and --report: blocks have no plan file, statistics or page"
+            );
+        }
+        let tag = options.block_type.to_string();
+        let output = self.output.clone().unwrap_or_else(|| default_output(&self.model, &tag));
+        check_output(&output)?;
+        let progress = context.stages();
+        let model = onnx::load(&self.model).map_err(midtread::Error::from)?;
+        let bytes_in = samples::model_bytes(&self.model, &model)?;
+        progress.stage("prepare", None);
+        let (prepared, _) = midtread::passes::prepare(model, &self.prepare.options(None)?)
+            .map_err(midtread::Error::from)?;
+        progress.stage("quantize", None);
+        let plan = blocks::plan(&prepared, options).map_err(midtread::Error::from)?;
+        let (quantized, written) =
+            blocks::apply(&prepared, &plan).map_err(midtread::Error::from)?;
+        drop(progress);
+        context.check_interrupted()?;
+        let saved = onnx::save(&quantized, &output, &SaveOptions::default())
+            .map_err(midtread::Error::from)?;
+        let seconds = start.elapsed().as_secs_f64();
+        if context.json {
+            let weight = |w: &Written| {
+                json!({
+                    "weight": w.weight,
+                    "rows": w.rows,
+                    "cols": w.cols,
+                    "bits_per_weight": w.bits_per_weight,
+                    "sqnr_db": w.sqnr_db,
+                })
+            };
+            context.print_json(&json!({
+                "output": output.display().to_string(),
+                "bytes_in": bytes_in,
+                "bytes_out": saved.n_bytes,
+                "weights": written.iter().map(weight).collect::<Vec<_>>(),
+                "ledger": block_rows(&plan, true).iter().map(|[node, op_type, status, reason]| {
+                    let reason = (!reason.is_empty()).then_some(reason);
+                    json!({ "node": node, "op_type": op_type, "status": status, "reason": reason })
+                }).collect::<Vec<_>>(),
+                "seconds": seconds,
+                "peak_bytes": peak_bytes(),
+            }));
+            return Ok(Outcome::Done);
+        }
+        context.say(format!(
+            "{} -> {}: {} -> {} ({:.2} of it), {seconds:.1} s",
+            self.model.display(),
+            output.display(),
+            size(bytes_in),
+            size(saved.n_bytes),
+            saved.n_bytes as f64 / bytes_in as f64,
+        ));
+        let mut rows =
+            vec![["weight", "rows", "columns", "bits", "SQNR"].map(str::to_owned).to_vec()];
+        rows.extend(written.iter().map(|w| {
+            vec![
+                w.weight.clone(),
+                w.rows.to_string(),
+                w.cols.to_string(),
+                format!("{:.2}", w.bits_per_weight),
+                format!("{:.1} dB", w.sqnr_db),
+            ]
+        }));
+        if 1 < rows.len() {
+            context.say(table(&rows).trim_end());
+        }
+        let mut rows = vec![["node", "operator", "status", "reason"].map(str::to_owned).to_vec()];
+        rows.extend(block_rows(&plan, self.ledger).into_iter().map(|row| row.to_vec()));
+        if 1 < rows.len() {
+            context.say(table(&rows).trim_end());
+        }
+        Ok(Outcome::Done)
+    }
+}
+
+/// Node, operator, status and reason of the nodes that stay in float, or of all.
+fn block_rows(plan: &BlockPlan, all: bool) -> Vec<[String; 4]> {
+    let rows = plan.nodes.iter().filter_map(|node| {
+        let (status, reason) = match &node.decision {
+            BlockDecision::Float(reason) => ("float", reason.clone()),
+            BlockDecision::Product { .. } | BlockDecision::Lookup if all => {
+                ("quantized", String::new())
+            }
+            BlockDecision::NoWeight if all => ("no weight", String::new()),
+            _ => return None,
+        };
+        Some([node.node.clone(), node.op_type.clone(), status.to_owned(), reason])
+    });
+    rows.collect()
 }
 
 /// One line about a 16-bit plan.
