@@ -23,7 +23,7 @@ pub fn plan(model: &Model, options: &BlockOptions) -> Result<BlockPlan, Error> {
     let graph = &model.graph;
     let labels: HashSet<&str> = graph.nodes.iter().map(|n| graph.label(n)).collect();
     let op_types: HashSet<&str> = graph.nodes.iter().map(|n| n.op_type.as_str()).collect();
-    let selection = Selection::new(&labels, &op_types, &options.include, &options.exclude)?;
+    let selection = Selection::new(&labels, &op_types, &options.include, options.exclude.iter())?;
     let mut nodes = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
         let label = graph.label(node);
