@@ -24,7 +24,7 @@ fn demo(n: usize) -> (Model, DataSamples, Vec<Vec<usize>>) {
     let specs = InputSpec::of(&model).unwrap();
     let images = folder.join("t10k-images-idx3-ubyte.gz");
     let samples = midtread::samples::open(&images, &specs, &options).unwrap();
-    let labels = Labels::open(&folder.join("t10k-labels-idx1-ubyte.gz")).unwrap();
+    let labels = Labels::open(folder.join("t10k-labels-idx1-ubyte.gz")).unwrap();
     let names = samples.names();
     let labels = names.iter().enumerate().map(|(i, name)| labels.get(i, name).unwrap().to_vec());
     let labels = labels.collect();
