@@ -211,8 +211,9 @@ fn the_page_depends_on_inputs_and_options_alone() {
 
 #[test]
 fn size_accuracy_and_latency_stand_in_one_table() {
-    let (folder, data, labels) = folder();
+    let (folder, mut data, labels) = folder();
     let folder = folder.path();
+    *data.last_mut().unwrap() = "40".to_owned();
     let quantize = with(&["quantize", "model.onnx"], &data, &["-o", "int8.onnx"]);
     assert!(midtread(folder, &quantize).status.success());
     let python = std::env::var_os("MIDTREAD_PYTHON")
@@ -226,7 +227,7 @@ fn size_accuracy_and_latency_stand_in_one_table() {
         "--python",
         python.to_str().unwrap(),
     ];
-    let more = ["-o", "report.html", "--repeat", "10", "--thread-counts", "1,2"];
+    let more = ["-o", "report.html", "--repeat", "10", "--thread-counts", "1"];
     let (status, report, stderr) = json(folder, &with(&args, &data, &more));
     assert_eq!(status, 0, "{stderr}");
     for (variant, name) in
@@ -237,7 +238,7 @@ fn size_accuracy_and_latency_stand_in_one_table() {
         assert!(interval[0].as_f64() < variant["top1"].as_f64(), "{variant}");
         let latencies = variant["latencies"].as_array().unwrap();
         let of: Vec<&str> = latencies.iter().map(|l| l["runtime"].as_str().unwrap()).collect();
-        assert_eq!(of, ["engine", "onnxruntime", "engine", "onnxruntime"]);
+        assert_eq!(of, ["engine", "onnxruntime"]);
         assert!(latencies.iter().all(|l| 0.0 < l["median_ms"].as_f64().unwrap()), "{variant}");
     }
     assert!(report["difference"]["samples_for_half_percent"].as_u64().is_some(), "{report}");

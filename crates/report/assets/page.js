@@ -623,7 +623,8 @@ function show(id, focus) {
   }
   if (!drawn.has(view[0])) { drawn.add(view[0]); view[3](at('view-' + view[0])); }
   if (current) select(current); else if (['layers', 'graph'].includes(view[0])) {
-    const first = rows.length ? layerOf.get(rows[0].node) || ownerOf(rows[0].name) : null;
+    const worst = data.sensitivity && data.sensitivity.layers[0];
+    const first = rows.length ? layerOf.get(rows[0].node) || ownerOf(rows[0].name) : worst ? layerOf.get(worst.node) : null;
     select(first || layers[0], 'start');
   }
   redraw(false);
