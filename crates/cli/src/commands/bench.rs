@@ -29,10 +29,10 @@ use crate::{
   midtread bench model.int8.onnx --inputs in.npz --runtime engine --profile
   midtread bench model.onnx model.int8.onnx --inputs in.npz --python venv/bin/python --memory
 
-ONNX Runtime is timed too where --python, or MIDTREAD_PYTHON, or python3 has it. The share of the peak
-is that of the multiplications which the model's convolutions and products ask for, against what this
-machine's units do at most (measured first): in 8 bits where a model is quantized and the engine or
-ONNX Runtime runs it, in f32 otherwise.")]
+ONNX Runtime is timed too where --python, or MIDTREAD_PYTHON, or python3 has it. The share of the
+peak is that of the multiplications which the model's convolutions and products ask for, against
+what this machine's units do at most (measured): in 8 bits where a model is quantized and the
+engine or ONNX Runtime runs it, in f32 otherwise.")]
 pub(crate) struct Bench {
     /// The models, or compiled programs, all with the same inputs
     #[arg(required = true)]
