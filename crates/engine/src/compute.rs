@@ -300,7 +300,7 @@ fn n_factors(to: &To) -> usize {
 fn ready_conv(conv: Conv) -> Result<Ready, Fault> {
     let Conv { window, groups, c_in, weights, bias, x_zero, x_signed, to } = conv;
     window.check()?;
-    let [kh, kw] = window.kernel;
+    let ([kh, kw], dilation_w) = (window.kernel, window.dilations[1]);
     let (n_taps, n) = (kh * kw, bias.len());
     let n_weights = n_taps.checked_mul(c_in).and_then(|k| k.checked_mul(n));
     let x_range = if x_signed { QRange::I8 } else { QRange::U8 };
@@ -322,7 +322,7 @@ fn ready_conv(conv: Conv) -> Result<Ready, Fault> {
         return Ok(Ready::DynamicConv {
             window,
             channels: [c_in, n, groups],
-            weights: Weights::new(n_taps * c_in, n, |p, j| weight(j, p)),
+            weights: Weights::of_windows([kh, kw], dilation_w, c_in, n, |p, j| weight(j, p)),
             requant: requant(&bias, &to, 0..n)?,
             scales: scales.clone(),
             sums: bias,
@@ -332,12 +332,15 @@ fn ready_conv(conv: Conv) -> Result<Ready, Fault> {
     let is_depthwise = c_in == 1 && per_group == 1 && 1 < groups;
     let packed = if is_depthwise && matches!(to, To::Codes { .. }) {
         let requant = requant(&bias, &to, 0..n)?;
-        ConvWeights::Depthwise(DepthwiseWeights::new(n_taps, n, |t, c| weight(c, t)), requant)
+        let at = |t, c| weight(c, t);
+        let weights = DepthwiseWeights::new([kh, kw], window.strides, window.dilations, n, at);
+        ConvWeights::Depthwise(weights, requant)
     } else {
         let (mut all, mut requants) = (Vec::new(), Vec::new());
         for first in (0..n).step_by(per_group.max(1)) {
             requants.push(requant(&bias, &to, first..first + per_group)?);
-            all.push(Weights::new(n_taps * c_in, per_group, |p, j| weight(first + j, p)));
+            let at = |p, j| weight(first + j, p);
+            all.push(Weights::of_windows([kh, kw], dilation_w, c_in, per_group, at));
         }
         ConvWeights::Groups(all, requants)
     };

@@ -116,6 +116,13 @@ impl<'a, T> Disjoint<'a, T> {
         // SAFETY: they are initialized and borrowed for `'a`, and nobody else has them by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(first, len) }
     }
+
+    /// Element `start`, as the first of `len` that are inside the slice. Which of them are the caller's is its affair.
+    #[inline(always)]
+    pub(crate) fn pointer(&self, start: usize, len: usize) -> *mut T {
+        assert!(start <= self.len && len <= self.len - start, "a tile is inside the output");
+        self.ptr.wrapping_add(start)
+    }
 }
 
 /// A type that scratch memory is made of.
@@ -139,7 +146,7 @@ macro_rules! scratch {
     )*};
 }
 
-scratch!(f32, i32, u8);
+scratch!(f32, i32, u32, u8);
 
 /// Calls `f` with a vector whose contents are whatever was there before. Nested calls get different ones. Each thread
 /// keeps its vectors for the next call.

@@ -49,10 +49,17 @@ impl Noise {
         Tensor::from_bytes(dtype, dims.to_vec(), bytes.into()).unwrap()
     }
 
-    /// Seven bits, so that ONNX Runtime's 16-bit sums of two products do not saturate on CPUs without VNNI.
+    /// Seven bits where the CPU has no VNNI, so that ONNX Runtime's 16-bit sums of two products do not saturate.
     fn weights(&mut self, dims: &[usize]) -> Tensor {
-        let codes: Vec<i8> =
-            (0..dims.iter().product()).map(|_| (self.byte() % 128) as i8 - 64).collect();
+        #[cfg(target_arch = "x86_64")]
+        let has_vnni = is_x86_feature_detected!("avx512vnni");
+        #[cfg(not(target_arch = "x86_64"))]
+        let has_vnni = false;
+        let mut code = || {
+            let byte = self.byte();
+            if has_vnni { byte.cast_signed() } else { (byte % 128) as i8 - 64 }
+        };
+        let codes: Vec<i8> = (0..dims.iter().product()).map(|_| code()).collect();
         Tensor::from_slice(dims.to_vec(), &codes).unwrap()
     }
 

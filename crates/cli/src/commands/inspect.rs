@@ -200,7 +200,8 @@ fn cpu(context: &Context) {
             .iter()
             .map(|v| json!({ "kernel": v.kernel, "variant": v.name, "available": v.available, "selected": v.selected }))
             .collect();
-        context.print_json(&json!({ "kernels": rows }));
+        let peak = midtread::kernels::peak::measure().map(|peak| peak.int8 / 2.0);
+        context.print_json(&json!({ "kernels": rows, "int8_products_per_second": peak }));
         return;
     }
     let mut rows = vec![["kernel", "variant", "here"].map(str::to_owned).to_vec()];

@@ -55,6 +55,7 @@ impl Conv2d {
         assert_eq!([x, w, y], self.lens(), "elements of the input, the weights and the output");
     }
 
+    #[cfg(feature = "std")]
     pub(crate) fn is_pointwise(&self) -> bool {
         self.kernel == [1, 1] && self.strides == [1, 1] && self.pads == [0; 4]
     }

@@ -61,12 +61,12 @@ pub(super) static VARIANTS: &[Variant<Kernel>] = &[
     Variant::new(
         "avx512_vnni-8x32",
         Isa::Avx512,
-        || crate::variant::has_avx512() && is_x86_feature_detected!("avx512vnni"),
+        crate::variant::has_avx512_vnni,
         Kernel {
             mr: 8,
             nr: 32,
             words: Words::U8I8,
-            // SAFETY: `Variant::get` hands this out only when the line above has found the features.
+            // SAFETY: `Variant::get` hands this out only when `has_avx512_vnni` has found the features.
             run: |block| unsafe { x86_64::avx512_vnni(block) },
         },
     ),

@@ -11,35 +11,135 @@ use std::ops::Range;
 use super::lanes::{Lanes, N, Scalar, pair};
 use super::product::store;
 use super::requant::Channels;
+use super::weights::Quad;
 use super::{Bytes, Conv2d, Requant};
 use crate::par::{self, Disjoint};
 use crate::variant::{self, Isa, Variant, VariantInfo};
 
-/// The weights of a depthwise convolution, packed: taps in pairs, for each the two of every channel.
+/// The weights of a depthwise convolution, packed for the ways in which the variants read them.
 #[derive(Clone, Debug)]
 pub struct DepthwiseWeights {
-    n_taps: usize,
+    kernel: [usize; 2],
+    /// The stride and the dilation between columns.
+    windows: [usize; 2],
     channels: usize,
-    /// (sixteen channels, pair of taps, channel), the channels filled up with zeros; and so the last pair, when the
-    /// taps are odd.
+    /// Taps in pairs: (sixteen channels, pair of taps, channel), the channels filled up with zeros; and so the last
+    /// pair, when the taps are odd.
     words: Vec<[i32; N]>,
+    pub(super) quads: Quads,
 }
 
 impl DepthwiseWeights {
-    /// From `at(tap, channel)`, with the zero points subtracted; taps are kernel row after kernel row.
-    pub fn new(n_taps: usize, channels: usize, at: impl Fn(usize, usize) -> i8) -> Self {
+    /// From `at(tap, channel)`, with the zero points subtracted; taps are kernel row after kernel row. The strides and
+    /// dilations are those that the convolution will have.
+    pub fn new(
+        kernel: [usize; 2],
+        strides: [usize; 2],
+        dilations: [usize; 2],
+        channels: usize,
+        at: impl Fn(usize, usize) -> i8,
+    ) -> Self {
+        let n_taps = kernel[0] * kernel[1];
         let n_pairs = n_taps.div_ceil(2);
-        let at = |t: usize, c: usize| {
-            if t < n_taps && c < channels { i16::from(at(t, c)) } else { 0 }
-        };
+        let at = |t: usize, c: usize| if t < n_taps && c < channels { at(t, c) } else { 0 };
         let words = (0..channels.div_ceil(N) * n_pairs)
             .map(|i| {
                 let (first, t) = (i / n_pairs * N, i % n_pairs * 2);
-                std::array::from_fn(|lane| pair(at(t, first + lane), at(t + 1, first + lane)))
+                let at = |t, lane| i16::from(at(t, first + lane));
+                std::array::from_fn(|lane| pair(at(t, lane), at(t + 1, lane)))
             })
             .collect();
-        Self { n_taps, channels, words }
+        let windows = [strides[1], dilations[1]];
+        let quads = Quads::new(kernel, windows, channels, at);
+        Self { kernel, windows, channels, words, quads }
     }
+
+    fn n_taps(&self) -> usize {
+        self.kernel[0] * self.kernel[1]
+    }
+}
+
+/// Weights for quads: four pixels that are neighbours in a row.
+///
+/// Outputs are computed in groups of a few neighbours. What they see of an input row are one or more quads (`n_sets`),
+/// and each of the group's outputs has its weights for each quad.
+#[derive(Clone, Debug)]
+pub(super) struct Quads {
+    /// Outputs in a group.
+    pub(super) group: usize,
+    pub(super) n_sets: usize,
+    pub(super) blocks: Vec<QuadBlock>,
+}
+
+/// Channels that are computed together: sixteen in each of `n_lanes` quarters of a register. Where these are fewer than
+/// four, the quarters that are left have other groups.
+#[derive(Clone, Debug)]
+pub(super) struct QuadBlock {
+    pub(super) first: usize,
+    pub(super) n_lanes: usize,
+    /// (kernel row, set, output, four channels of each sixteen): for each channel, the weights of a quad's pixels.
+    pub(super) weights: Vec<Quad>,
+    /// 128 times the sum of each channel's weights, in the same order of channels.
+    pub(super) moved: [[i32; N]; 4],
+}
+
+impl QuadBlock {
+    /// The channel in lane `i` of the register of fourths `k`.
+    pub(super) fn channel(&self, k: usize, i: usize) -> usize {
+        self.first + i / 4 % self.n_lanes * N + 4 * k + i % 4
+    }
+}
+
+impl Quads {
+    fn new(
+        [kernel_h, kernel_w]: [usize; 2],
+        [stride, dilation]: [usize; 2],
+        channels: usize,
+        at: impl Fn(usize, usize) -> i8,
+    ) -> Self {
+        let span = (kernel_w - 1) * dilation + 1;
+        // As many outputs as one quad is enough for, or else four.
+        let (group, n_sets) = match (stride, span) {
+            (1, ..=3) => (2, 1),
+            (_, ..=4) => (1, 1),
+            _ => (4, (3 * stride + span).div_ceil(4)),
+        };
+        let mut blocks = Vec::new();
+        let mut first = 0;
+        while first < channels {
+            // Half of a register at most is for channels that are not there.
+            let n_lanes = [1, 2].into_iter().find(|n| channels - first <= n * N).unwrap_or(4);
+            let mut block = QuadBlock { first, n_lanes, weights: Vec::new(), moved: [[0; N]; 4] };
+            for i in 0..kernel_h * n_sets * group * 4 {
+                let (row, set) = (i / (4 * group * n_sets), i / (4 * group) % n_sets);
+                let (output, k) = (i / 4 % group, i % 4);
+                let weight = |i: usize| {
+                    let pixel = (4 * set + i % 4).checked_sub(output * stride)?;
+                    let is_tap = pixel < span && pixel % dilation == 0;
+                    let tap = row * kernel_w + pixel / dilation;
+                    is_tap.then(|| at(tap, block.channel(k, i / 4)))
+                };
+                let weights = std::array::from_fn(|i| weight(i).unwrap_or(0));
+                block.weights.push(Quad(weights));
+            }
+            let sum = |c| (0..kernel_h * kernel_w).map(|t| i32::from(at(t, c))).sum::<i32>();
+            block.moved =
+                std::array::from_fn(|k| std::array::from_fn(|i| 128 * sum(block.channel(k, i))));
+            blocks.push(block);
+            first += n_lanes * N;
+        }
+        Self { group, n_sets, blocks }
+    }
+}
+
+/// A convolution and where it goes.
+pub(super) struct Job<'a> {
+    pub(super) conv: &'a Conv2d,
+    pub(super) x: Bytes<'a>,
+    pub(super) zero_point: i32,
+    pub(super) weights: &'a DepthwiseWeights,
+    pub(super) requant: &'a Requant,
+    pub(super) y: Disjoint<'a, u8>,
 }
 
 /// A row of output pixels.
@@ -54,29 +154,54 @@ struct Row<'a> {
     is_signed: bool,
 }
 
-type Run = fn(&Row, &mut [u8]);
+/// Computes some rows of the output, which are the caller's; rows count through all images.
+type Run = fn(&Job, Range<usize>);
 
 /// Fastest first. All give the same bits.
 static VARIANTS: &[Variant<Run>] = &[
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: `Variant::get` hands this out only when `has_avx512` has found the features.
-    Variant::new("avx512", Isa::Avx512, variant::has_avx512, |row, y| unsafe { avx512(row, y) }),
+    Variant::new(
+        "avx512_vnni",
+        Isa::Avx512,
+        variant::has_avx512_vnni,
+        // SAFETY: `Variant::get` hands this out only when `has_avx512_vnni` has found the features.
+        |job, rows| unsafe { avx512_vnni(job, rows) },
+    ),
+    #[cfg(target_arch = "x86_64")]
+    Variant::new(
+        "avx512",
+        Isa::Avx512,
+        variant::has_avx512,
+        // SAFETY: `Variant::get` hands this out only when `has_avx512` has found the features.
+        |job, rows| unsafe { avx512(job, rows) },
+    ),
     #[cfg(target_arch = "x86_64")]
     // SAFETY: `Variant::get` hands this out only when `has_avx2` has found the features.
-    Variant::new("avx2", Isa::Avx2, variant::has_avx2, |row, y| unsafe { avx2(row, y) }),
-    Variant::scalar(|row, y| run_row(Scalar, row, y)),
+    Variant::new("avx2", Isa::Avx2, variant::has_avx2, |job, rows| unsafe { avx2(job, rows) }),
+    Variant::scalar(|job, rows| run_rows(Scalar, job, rows)),
 ];
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn avx2(row: &Row, y: &mut [u8]) {
-    run_row(super::lanes::Avx2::new(), row, y);
+fn avx2(job: &Job, rows: Range<usize>) {
+    run_rows(super::lanes::Avx2::new(), job, rows);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-fn avx512(row: &Row, y: &mut [u8]) {
-    run_row(super::lanes::Avx512::new(), row, y);
+fn avx512(job: &Job, rows: Range<usize>) {
+    run_rows(super::lanes::Avx512::new(), job, rows);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn avx512_vnni(job: &Job, rows: Range<usize>) {
+    // The other kernel rounds numbers of any size.
+    if job.requant.is_small {
+        super::vnni_depthwise::run(job, rows);
+    } else {
+        avx512(job, rows);
+    }
 }
 
 pub(super) fn describe() -> Vec<VariantInfo> {
@@ -112,89 +237,83 @@ fn run(
 ) {
     let c = conv.c_in;
     assert!(c == conv.groups && c == conv.c_out, "a group for each channel: {conv:?}");
-    conv.check(x.data.len(), weights.n_taps * c, y.len());
-    assert_eq!(
-        [weights.channels, weights.n_taps],
-        [c, conv.kernel[0] * conv.kernel[1]],
-        "weights of this size"
-    );
+    conv.check(x.data.len(), weights.n_taps() * c, y.len());
+    assert_eq!(weights.channels, c, "weights for each channel");
+    assert_eq!(weights.kernel, conv.kernel, "weights of this size");
+    let [stride, dilation] = weights.windows;
+    assert_eq!([stride, dilation], [conv.strides[1], conv.dilations[1]], "packed for such windows");
     requant.check(c);
     if y.is_empty() {
         return;
     }
-    let width = conv.input[1];
+    let n_rows = conv.n * conv.output()[0];
+    let cost = y.len() * weights.n_taps() / 60;
+    let n_tasks = par::n_tasks(cost).min(n_rows);
+    let job = Job { conv, x, zero_point, weights, requant, y: Disjoint::new(y) };
+    par::for_each_task(n_tasks, cost, |task| kernel(&job, par::share(n_rows, n_tasks, task)));
+}
+
+/// Row by row, with the taps in pairs.
+#[inline(always)]
+fn run_rows<L: Lanes>(l: L, job: &Job, rows: Range<usize>) {
     // A row of the input as the padding would have it, for taps above and below.
-    par::with_vec(|padding: &mut Vec<u8>| {
-        padding.clear();
-        padding.resize(width * c, zero_point as u8);
-        run_rows(kernel, conv, x, padding, weights, requant, y);
+    par::with_scratch(job.conv.input[1] * job.conv.c_in, |padding: &mut [u8]| {
+        padding.fill(job.zero_point as u8);
+        run_rows_with(l, job, padding, rows);
     });
 }
 
-/// As [`run`], with a row of padding.
-fn run_rows(
-    kernel: Run,
-    conv: &Conv2d,
-    x: Bytes,
-    padding: &[u8],
-    weights: &DepthwiseWeights,
-    requant: &Requant,
-    y: &mut [u8],
-) {
-    let c = conv.c_in;
+#[inline(always)]
+fn run_rows_with<L: Lanes>(l: L, job: &Job, padding: &[u8], rows: Range<usize>) {
+    let &Job { conv, x, weights, requant, .. } = job;
+    let (c, n_taps) = (conv.c_in, weights.n_taps());
     let [height, width] = conv.input;
     let [out_h, out_w] = conv.output();
     let inner = inner_columns(conv);
-    let n_rows = conv.n * out_h;
-    let cost = y.len() * weights.n_taps / 40;
-    let n_tasks = par::n_tasks(cost).min(n_rows);
-    let y = Disjoint::new(y);
-    par::for_each_task(n_tasks, cost, |task| {
-        let n_taps = weights.n_taps.next_multiple_of(2);
-        let (mut few, mut many) = ([padding; 64], Vec::new());
-        let taps = match few.get_mut(..n_taps) {
-            Some(few) => few,
-            None => {
-                many.resize(n_taps, padding);
-                &mut many[..]
-            }
-        };
-        for row in par::share(n_rows, n_tasks, task) {
-            let image = &x.data[row / out_h * height * width * c..][..height * width * c];
-            let line = |t: usize| {
-                let top = row % out_h * conv.strides[0] + t / conv.kernel[1] * conv.dilations[0];
-                let y = top.wrapping_sub(conv.pads[0]);
-                if y < height { &image[y * width * c..][..width * c] } else { padding }
-            };
-            let left = |t: usize| t % conv.kernel[1] * conv.dilations[1];
-            // SAFETY: each output row is one task's.
-            let y = unsafe { y.slice(row * out_w * c, out_w * c) };
-            let columns = |inner: Range<usize>, taps: &[&[u8]], y: &mut [u8]| {
-                let step = conv.strides[1] * c;
-                kernel(&Row { taps, step, inner, weights, requant, is_signed: x.is_signed }, y);
-            };
-            if !inner.is_empty() {
-                for (t, tap) in taps[..weights.n_taps].iter_mut().enumerate() {
-                    *tap = &line(t)[(inner.start * conv.strides[1] + left(t) - conv.pads[1]) * c..];
-                }
-                if weights.n_taps % 2 == 1 {
-                    // Its weights are 0.
-                    taps[weights.n_taps] = taps[0];
-                }
-                columns(0..inner.len(), taps, &mut y[inner.start * c..inner.end * c]);
-            }
-            for col in (0..out_w).filter(|col| !inner.contains(col)) {
-                for (t, tap) in taps[..weights.n_taps].iter_mut().enumerate() {
-                    let x = (col * conv.strides[1] + left(t)).wrapping_sub(conv.pads[1]);
-                    *tap = if x < width { &line(t)[x * c..][..c] } else { &padding[..c] };
-                }
-                if weights.n_taps % 2 == 1 {
-                    taps[weights.n_taps] = taps[0];
-                }
-                columns(0..1, taps, &mut y[col * c..][..c]);
-            }
+    let (mut few, mut many) = ([padding; 64], Vec::new());
+    let taps = match few.get_mut(..n_taps.next_multiple_of(2)) {
+        Some(few) => few,
+        None => {
+            many.resize(n_taps.next_multiple_of(2), padding);
+            &mut many[..]
         }
-    });
+    };
+    for row in rows {
+        let image = &x.data[row / out_h * height * width * c..][..height * width * c];
+        let line = |t: usize| {
+            let top = row % out_h * conv.strides[0] + t / conv.kernel[1] * conv.dilations[0];
+            let y = top.wrapping_sub(conv.pads[0]);
+            if y < height { &image[y * width * c..][..width * c] } else { padding }
+        };
+        let left = |t: usize| t % conv.kernel[1] * conv.dilations[1];
+        // SAFETY: the caller has this row.
+        let y = unsafe { job.y.slice(row * out_w * c, out_w * c) };
+        let columns = |inner: Range<usize>, taps: &[&[u8]], y: &mut [u8]| {
+            let step = conv.strides[1] * c;
+            let row = Row { taps, step, inner, weights, requant, is_signed: x.is_signed };
+            run_row(l, &row, y);
+        };
+        if !inner.is_empty() {
+            for (t, tap) in taps[..n_taps].iter_mut().enumerate() {
+                *tap = &line(t)[(inner.start * conv.strides[1] + left(t) - conv.pads[1]) * c..];
+            }
+            if n_taps % 2 == 1 {
+                // Its weights are 0.
+                taps[n_taps] = taps[0];
+            }
+            columns(0..inner.len(), taps, &mut y[inner.start * c..inner.end * c]);
+        }
+        for col in (0..out_w).filter(|col| !inner.contains(col)) {
+            for (t, tap) in taps[..n_taps].iter_mut().enumerate() {
+                let x = (col * conv.strides[1] + left(t)).wrapping_sub(conv.pads[1]);
+                *tap = if x < width { &line(t)[x * c..][..c] } else { &padding[..c] };
+            }
+            if n_taps % 2 == 1 {
+                taps[n_taps] = taps[0];
+            }
+            columns(0..1, taps, &mut y[col * c..][..c]);
+        }
+    }
 }
 
 /// The output columns all of whose taps are inside the image.

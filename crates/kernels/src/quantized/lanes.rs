@@ -13,8 +13,8 @@ pub(super) trait Lanes: Copy {
 
     fn splat(self, x: i32) -> Self::I;
     fn load(self, x: &[i32]) -> Self::I;
-    /// Two bytes a lane, sign-extended to two `i16`.
-    fn load_pairs(self, x: &[i8]) -> Self::I;
+    /// Four bytes a lane: the first and the third as `i16`, and the second and the fourth.
+    fn load_pairs(self, x: &[i8; 4 * N]) -> [Self::I; 2];
     /// Each lane the `i16` of a byte of `a`, and in its upper half that of `b`.
     fn zip<const SIGNED: bool>(self, a: &[u8; N], b: &[u8; N]) -> Self::I;
     /// Each lane a byte.
@@ -22,6 +22,7 @@ pub(super) trait Lanes: Copy {
     /// In each lane, `acc` plus the two products of the pairs, wrapping.
     fn dot(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I;
     fn add(self, a: Self::I, b: Self::I) -> Self::I;
+    fn sub(self, a: Self::I, b: Self::I) -> Self::I;
     fn to_f32(self, x: Self::I) -> Self::F;
     fn splat_f32(self, x: f32) -> Self::F;
     fn load_f32(self, x: &[f32]) -> Self::F;
@@ -56,9 +57,10 @@ impl Lanes for Scalar {
         *x.first_chunk().expect("sixteen lanes")
     }
     #[inline(always)]
-    fn load_pairs(self, x: &[i8]) -> [i32; 16] {
-        let x: &[i8; 32] = x.first_chunk().expect("two bytes a lane");
-        std::array::from_fn(|i| pair(i16::from(x[2 * i]), i16::from(x[2 * i + 1])))
+    fn load_pairs(self, x: &[i8; 4 * N]) -> [[i32; 16]; 2] {
+        [0, 1].map(|at| {
+            std::array::from_fn(|i| pair(i16::from(x[4 * i + at]), i16::from(x[4 * i + 2 + at])))
+        })
     }
     #[inline(always)]
     fn zip<const SIGNED: bool>(self, a: &[u8; N], b: &[u8; N]) -> [i32; 16] {
@@ -80,6 +82,10 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn add(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
         std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    fn sub(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
     }
     #[inline(always)]
     fn to_f32(self, x: [i32; 16]) -> [f32; 16] {
@@ -232,14 +238,14 @@ mod x86_64 {
                     unsafe { _mm256_loadu_si256(half.as_ptr().cast()) }
                 })
             }
-            fn load_pairs(x: &[i8]) -> [__m256i; 2] {
-                let x: &[i8; 2 * N] = first(x);
-                [0, 16].map(|at| {
-                    let half: &[i8; 16] = first(&x[at..]);
-                    // SAFETY: sixteen readable bytes; the load takes any alignment.
-                    let half = unsafe { _mm_loadu_si128(half.as_ptr().cast()) };
-                    _mm256_cvtepi8_epi16(half)
-                })
+            fn load_pairs(x: &[i8; 4 * N]) -> [[__m256i; 2]; 2] {
+                let x = [0, 32].map(|at| {
+                    let half: &[i8; 32] = first(&x[at..]);
+                    // SAFETY: a register's width of readable bytes; the load takes any alignment.
+                    unsafe { _mm256_loadu_si256(half.as_ptr().cast()) }
+                });
+                let even = x.map(|x| _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x)));
+                [even, x.map(|x| _mm256_srai_epi16::<8>(x))]
             }
             fn zip<const SIGNED: bool>(a: &[u8; N], b: &[u8; N]) -> [__m256i; 2] {
                 let (a, b) = (load_16(a), load_16(b));
@@ -257,6 +263,9 @@ mod x86_64 {
             }
             fn add(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
                 [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])]
+            }
+            fn sub(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+                [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])]
             }
             fn to_f32(x: [__m256i; 2]) -> [__m256; 2] {
                 [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])]
@@ -326,11 +335,10 @@ mod x86_64 {
                 // SAFETY: a register's width of readable bytes; the load takes any alignment.
                 unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
             }
-            fn load_pairs(x: &[i8]) -> __m512i {
-                let x: &[i8; 2 * N] = first(x);
-                // SAFETY: 32 readable bytes; the load takes any alignment.
-                let x = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
-                _mm512_cvtepi8_epi16(x)
+            fn load_pairs(x: &[i8; 4 * N]) -> [__m512i; 2] {
+                // SAFETY: a register's width of readable bytes; the load takes any alignment.
+                let x = unsafe { _mm512_loadu_si512(x.as_ptr().cast()) };
+                [_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x)), _mm512_srai_epi16::<8>(x)]
             }
             fn zip<const SIGNED: bool>(a: &[u8; N], b: &[u8; N]) -> __m512i {
                 let (a, b) = (load_16(a), load_16(b));
@@ -346,6 +354,9 @@ mod x86_64 {
             }
             fn add(a: __m512i, b: __m512i) -> __m512i {
                 _mm512_add_epi32(a, b)
+            }
+            fn sub(a: __m512i, b: __m512i) -> __m512i {
+                _mm512_sub_epi32(a, b)
             }
             fn to_f32(x: __m512i) -> __m512 {
                 _mm512_cvtepi32_ps(x)

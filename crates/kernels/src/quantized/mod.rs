@@ -17,6 +17,11 @@ mod pairwise;
 mod pool;
 mod product;
 mod requant;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
+#[cfg(target_arch = "x86_64")]
+mod vnni_depthwise;
+mod weights;
 mod windows;
 
 use alloc::vec::Vec;
@@ -28,8 +33,9 @@ pub use convert::{dequantize_i8, dequantize_u8, map, quantize_i8, quantize_u8};
 pub use depthwise::{DepthwiseWeights, depthwise};
 pub use pairwise::{Add, Mul, Pairwise, pairwise, pairwise_broadcast};
 pub use pool::{Mean, average_pool, global_average_pool, max_pool};
-pub use product::{Weights, conv, product};
+pub use product::{conv, product};
 pub use requant::{Factor, Out, Requant, Rule};
+pub use weights::Weights;
 
 /// Codes and whether they are signed.
 #[derive(Clone, Copy, Debug)]

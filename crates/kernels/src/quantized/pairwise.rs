@@ -87,7 +87,12 @@ fn avx2(op: &Pairwise, a: Bytes, b: Bytes, y: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 fn avx512(op: &Pairwise, a: Bytes, b: Bytes, y: &mut [u8]) {
-    run(super::lanes::Avx512::new(), op, a, b, y);
+    let done = match op {
+        Pairwise::Add(add) => sums_of_64(add, a, b, y),
+        _ => 0,
+    };
+    let (a, b) = (a.part(done..a.data.len()), b.part(done..b.data.len()));
+    run(super::lanes::Avx512::new(), op, a, b, &mut y[done..]);
 }
 
 pub(super) fn describe() -> Vec<VariantInfo> {
@@ -190,19 +195,13 @@ impl<'a> Bytes<'a> {
 #[inline(always)]
 fn run<L: Lanes>(l: L, op: &Pairwise, a: Bytes, b: Bytes, y: &mut [u8]) {
     match op {
-        Pairwise::Add(add) => run_with(l, a, b, y, |l, a, b| sums(l, add, a, b)),
+        Pairwise::Add(add) => run_with(l, a, b, y, add),
         Pairwise::Mul(Mul { zero_points, rule }) => match rule.factor {
             Factor::Float(factor) => {
                 let [lo, hi] = rule.codes.map(|code| (code - rule.zero_point) as f32);
                 let zeros = zero_points.map(|z| -(z as f32));
-                run_with(l, a, b, y, |l, a, b| {
-                    // The product of two codes is below 2^17, so exact.
-                    let a = l.add_f32(a, l.splat_f32(zeros[0]));
-                    let b = l.add_f32(b, l.splat_f32(zeros[1]));
-                    let x = l.mul(l.mul(a, b), l.splat_f32(factor));
-                    let x = l.clamp(x, l.splat_f32(lo), l.splat_f32(hi));
-                    l.add(l.round(x), l.splat(rule.zero_point))
-                });
+                let zero_point = rule.zero_point;
+                run_with(l, a, b, y, &Products { zeros, factor, lo, hi, zero_point });
             }
             Factor::Fixed(_) => {
                 for (i, y) in y.iter_mut().enumerate() {
@@ -221,15 +220,46 @@ fn run<L: Lanes>(l: L, op: &Pairwise, a: Bytes, b: Bytes, y: &mut [u8]) {
     }
 }
 
-/// `f` of the codes as numbers, sixteen at a time.
+/// What becomes of codes as numbers. No closure, because that would not be compiled for its caller's instructions.
+trait Codes {
+    fn codes<L: Lanes>(&self, l: L, a: L::F, b: L::F) -> L::I;
+}
+
+impl Codes for Add {
+    #[inline(always)]
+    fn codes<L: Lanes>(&self, l: L, a: L::F, b: L::F) -> L::I {
+        let b = l.mul_add(b, l.splat_f32(self.factors[1]), l.splat_f32(self.offset));
+        let sum = l.mul_add(a, l.splat_f32(self.factors[0]), b);
+        l.round(l.clamp(sum, l.splat_f32(self.lo), l.splat_f32(self.hi)))
+    }
+}
+
+struct Products {
+    zeros: [f32; 2],
+    factor: f32,
+    lo: f32,
+    hi: f32,
+    zero_point: i32,
+}
+
+impl Codes for Products {
+    #[inline(always)]
+    fn codes<L: Lanes>(&self, l: L, a: L::F, b: L::F) -> L::I {
+        // The product of two codes is below 2^17, so exact.
+        let a = l.add_f32(a, l.splat_f32(self.zeros[0]));
+        let b = l.add_f32(b, l.splat_f32(self.zeros[1]));
+        let x = l.mul(l.mul(a, b), l.splat_f32(self.factor));
+        let x = l.clamp(x, l.splat_f32(self.lo), l.splat_f32(self.hi));
+        l.add(l.round(x), l.splat(self.zero_point))
+    }
+}
+
+/// Sixteen at a time.
 #[inline(always)]
-fn run_with<L: Lanes>(l: L, a: Bytes, b: Bytes, y: &mut [u8], f: impl Fn(L, L::F, L::F) -> L::I) {
-    let load = |x: Bytes<'_>, data: &[u8]| {
-        l.to_f32(if x.is_signed { l.load_bytes::<true>(data) } else { l.load_bytes::<false>(data) })
-    };
+fn run_with<L: Lanes>(l: L, a: Bytes, b: Bytes, y: &mut [u8], of: &impl Codes) {
     let whole = y.len() / N * N;
     for at in (0..whole).step_by(N) {
-        let codes = f(l, load(a, &a.data[at..]), load(b, &b.data[at..]));
+        let codes = of.codes(l, numbers(l, a, &a.data[at..]), numbers(l, b, &b.data[at..]));
         l.store_bytes(&mut y[at..], codes);
     }
     if whole < y.len() {
@@ -237,17 +267,69 @@ fn run_with<L: Lanes>(l: L, a: Bytes, b: Bytes, y: &mut [u8], f: impl Fn(L, L::F
         let n = y.len() - whole;
         longer[0][..n].copy_from_slice(&a.data[whole..]);
         longer[1][..n].copy_from_slice(&b.data[whole..]);
-        let codes = f(l, load(a, &longer[0]), load(b, &longer[1]));
+        let codes = of.codes(l, numbers(l, a, &longer[0]), numbers(l, b, &longer[1]));
         l.store_bytes(&mut longer[2], codes);
         y[whole..].copy_from_slice(&longer[2][..n]);
     }
 }
 
 #[inline(always)]
-fn sums<L: Lanes>(l: L, add: &Add, a: L::F, b: L::F) -> L::I {
-    let b = l.mul_add(b, l.splat_f32(add.factors[1]), l.splat_f32(add.offset));
-    let sum = l.mul_add(a, l.splat_f32(add.factors[0]), b);
-    l.round(l.clamp(sum, l.splat_f32(add.lo), l.splat_f32(add.hi)))
+fn numbers<L: Lanes>(l: L, x: Bytes, data: &[u8]) -> L::F {
+    l.to_f32(if x.is_signed { l.load_bytes::<true>(data) } else { l.load_bytes::<false>(data) })
+}
+
+/// Sums, 64 at a time: how many. What is left is for [`run`], and all where a number may not be in the range of `i32`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn sums_of_64(add: &Add, a: Bytes, b: Bytes, y: &mut [u8]) -> usize {
+    use std::arch::x86_64::*;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+    fn numbers(codes: &[u8; 64], part: usize, is_signed: bool) -> __m512 {
+        let codes = &codes.as_chunks::<16>().0[part];
+        // SAFETY: sixteen readable bytes; the load takes any alignment.
+        let codes = unsafe { _mm_loadu_si128(codes.as_ptr().cast()) };
+        let codes =
+            if is_signed { _mm512_cvtepi8_epi32(codes) } else { _mm512_cvtepu8_epi32(codes) };
+        _mm512_cvtepi32_ps(codes)
+    }
+
+    let [f, g] = add.factors;
+    let bound = 255.0 * (f.abs() + g.abs()) + add.offset.abs();
+    if bound.is_nan() || 2.0e9 <= bound {
+        return 0;
+    }
+    // Signed codes are made as unsigned ones, 128 greater.
+    let moved = if add.lo < 0.0 { 128 } else { 0 };
+    let [lo, hi] = [add.lo, add.hi].map(|code| _mm512_set1_epi8((code as i32 + moved) as i8));
+    let [factor_a, factor_b] = [f, g].map(|factor| _mm512_set1_ps(factor));
+    let offset = _mm512_set1_ps(add.offset);
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let (y, left) = y.as_chunks_mut::<64>();
+    let (a_codes, b_codes) = (a.data.as_chunks::<64>().0, b.data.as_chunks::<64>().0);
+    let n = 64 * y.len();
+    debug_assert_eq!(left.len(), a.data.len() - n, "as many of each");
+    for ((y, a_codes), b_codes) in y.iter_mut().zip(a_codes).zip(b_codes) {
+        let mut codes = [_mm512_setzero_si512(); 4];
+        for (part, codes) in codes.iter_mut().enumerate() {
+            let b = _mm512_fmadd_ps(numbers(b_codes, part, b.is_signed), factor_b, offset);
+            let sum = _mm512_fmadd_ps(numbers(a_codes, part, a.is_signed), factor_a, b);
+            *codes = _mm512_cvtps_epi32(sum);
+        }
+        let [a, b, c, d] = codes;
+        let (low, high) = (_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+        let to_u8 = _mm512_set1_epi16(moved as i16);
+        let (low, high) = (_mm512_adds_epi16(low, to_u8), _mm512_adds_epi16(high, to_u8));
+        let codes = _mm512_packus_epi16(low, high);
+        let codes = _mm512_min_epu8(_mm512_max_epu8(codes, lo), hi);
+        let codes = _mm512_xor_si512(codes, _mm512_set1_epi8(moved as i8));
+        // Each 128 bits hold four codes of each of the four.
+        let codes = _mm512_permutexvar_epi32(order, codes);
+        // SAFETY: 64 writable bytes; the store takes any alignment.
+        unsafe { _mm512_storeu_si512(y.as_mut_ptr().cast(), codes) };
+    }
+    n
 }
 
 #[cfg(test)]

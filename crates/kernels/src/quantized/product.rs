@@ -5,74 +5,32 @@
     reason = "registers are addressed by their place in the tile"
 )]
 
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 use std::ops::Range;
 
-use super::lanes::{Lanes, N, Scalar, pair};
-use super::windows::{Flat, Rows, Windows};
+use super::lanes::{Lanes, N, Scalar};
+use super::weights::{Quad, Weights};
+use super::windows::{Rows, Windows, with_buffers};
 use super::{Bytes, Conv2d, Out, Requant};
 use crate::par::{self, Disjoint, grid};
 use crate::variant::{self, Isa, Variant, VariantInfo};
 
-/// The second factor of a product, packed: `k` rows of `n` weights with their zero points subtracted.
-#[derive(Clone, Debug)]
-pub struct Weights {
-    k: usize,
-    n: usize,
-    /// Panels of 16 columns; within one, two rows after two rows; within these, the two of each column. Filled up
-    /// with zeros.
-    panels: Vec<i8>,
-}
-
-impl Weights {
-    /// From `at(row, column)`.
-    pub fn new(k: usize, n: usize, at: impl Fn(usize, usize) -> i8) -> Self {
-        let n_words = k.div_ceil(2);
-        let mut panels = vec![0; n.div_ceil(N) * n_words * 2 * N];
-        for (i, panel) in panels.chunks_exact_mut((n_words * 2 * N).max(1)).enumerate() {
-            for (word, lanes) in panel.chunks_exact_mut(2 * N).enumerate() {
-                for (j, byte) in lanes.iter_mut().enumerate() {
-                    let (row, column) = (2 * word + j % 2, i * N + j / 2);
-                    if row < k && column < n {
-                        *byte = at(row, column);
-                    }
-                }
-            }
-        }
-        Self { k, n, panels }
-    }
-
-    /// Rows.
-    pub fn k(&self) -> usize {
-        self.k
-    }
-
-    /// Columns.
-    pub fn n(&self) -> usize {
-        self.n
-    }
-
-    fn n_words(&self) -> usize {
-        self.k.div_ceil(2)
-    }
-}
-
-/// A block of the product: packed rows of the first factor times `panels`.
-struct Block<'a> {
-    /// Rows of words, each as long as the weights'.
-    rows: &'a [i32],
-    n_rows: usize,
-    weights: &'a Weights,
-    panels: Range<usize>,
-    requant: &'a Requant,
+/// A block of the product: some rows of the first factor times some panels.
+pub(super) struct Block<'a> {
+    pub(super) rows: Rows<'a>,
+    pub(super) weights: &'a Weights,
+    pub(super) panels: Range<usize>,
+    /// Whether the rows were `i8` and have been moved to `u8`.
+    pub(super) is_moved: bool,
+    pub(super) requant: &'a Requant,
     /// Element (`row`, `column`) of the block is `out[start + row * pitch + column]`, where columns count from the
     /// weights' first.
-    out: &'a DisjointOut<'a>,
-    start: usize,
-    pitch: usize,
+    pub(super) out: &'a DisjointOut<'a>,
+    pub(super) start: usize,
+    pub(super) pitch: usize,
 }
 
-enum DisjointOut<'a> {
+pub(super) enum DisjointOut<'a> {
     Codes(Disjoint<'a, u8>),
     Numbers(Disjoint<'a, f32>),
 }
@@ -80,38 +38,48 @@ enum DisjointOut<'a> {
 #[derive(Clone, Copy)]
 struct Kernel {
     run: fn(&Block),
-    /// Rows of bytes to rows of words.
-    widen: fn(&[u8], bool, &mut [i32]),
+    /// Products of codes in a nanosecond, about.
+    speed: usize,
 }
 
 /// Fastest first. All give the same bits.
 static VARIANTS: &[Variant<Kernel>] = &[
     #[cfg(target_arch = "x86_64")]
     Variant::new(
+        "avx512_vnni-12x32",
+        Isa::Avx512,
+        variant::has_avx512_vnni,
+        // SAFETY: `Variant::get` hands this out only when `has_avx512_vnni` has found the features.
+        Kernel { run: |block| unsafe { avx512_vnni(block) }, speed: 200 },
+    ),
+    #[cfg(target_arch = "x86_64")]
+    Variant::new(
         "avx512-8x32",
         Isa::Avx512,
-        crate::variant::has_avx512,
-        Kernel {
-            // SAFETY: `Variant::get` hands these out only when `has_avx512` has found the features.
-            run: |block| unsafe { avx512(block) },
-            // SAFETY: as above.
-            widen: |bytes, is_signed, words| unsafe { widen_avx2(bytes, is_signed, words) },
-        },
+        variant::has_avx512,
+        // SAFETY: `Variant::get` hands this out only when `has_avx512` has found the features.
+        Kernel { run: |block| unsafe { avx512(block) }, speed: 100 },
     ),
     #[cfg(target_arch = "x86_64")]
     Variant::new(
         "avx2-6x16",
         Isa::Avx2,
-        crate::variant::has_avx2,
-        Kernel {
-            // SAFETY: `Variant::get` hands these out only when `has_avx2` has found the features.
-            run: |block| unsafe { avx2(block) },
-            // SAFETY: as above.
-            widen: |bytes, is_signed, words| unsafe { widen_avx2(bytes, is_signed, words) },
-        },
+        variant::has_avx2,
+        // SAFETY: `Variant::get` hands this out only when `has_avx2` has found the features.
+        Kernel { run: |block| unsafe { avx2(block) }, speed: 80 },
     ),
-    Variant::scalar(Kernel { run: |block| run_block::<_, 4, 1>(Scalar, block), widen }),
+    Variant::scalar(Kernel { run: |block| run_block::<_, 4, 1>(Scalar, block), speed: 4 }),
 ];
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn avx512_vnni(block: &Block) {
+    // The other kernel rounds numbers of any size, and with multipliers.
+    match block.out {
+        DisjointOut::Codes(_) if !block.requant.is_small => avx512(block),
+        _ => super::vnni::product(block),
+    }
+}
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
@@ -125,30 +93,6 @@ fn avx512(block: &Block) {
     run_block::<_, 8, 2>(super::lanes::Avx512::new(), block);
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn widen_avx2(bytes: &[u8], is_signed: bool, words: &mut [i32]) {
-    widen(bytes, is_signed, words);
-}
-
-/// Words of two codes; what the last lacks is 0.
-#[inline(always)]
-fn widen(bytes: &[u8], is_signed: bool, words: &mut [i32]) {
-    let (pairs, last) = bytes.as_chunks::<2>();
-    if is_signed {
-        for (word, [x, y]) in words.iter_mut().zip(pairs) {
-            *word = pair(i16::from(x.cast_signed()), i16::from(y.cast_signed()));
-        }
-    } else {
-        for (word, [x, y]) in words.iter_mut().zip(pairs) {
-            *word = i32::from(*y) << 16 | i32::from(*x);
-        }
-    }
-    if let [x] = last {
-        words[pairs.len()] = pair(super::code(*x, is_signed) as i16, 0);
-    }
-}
-
 pub(super) fn describe() -> Vec<VariantInfo> {
     variant::describe("quantized::product", VARIANTS)
 }
@@ -159,16 +103,26 @@ pub(super) fn describe() -> Vec<VariantInfo> {
 ///
 /// When the elements are not as many as the sizes say.
 pub fn product(m: usize, x: Bytes, weights: &Weights, requant: &Requant, out: &mut Out) {
-    assert_eq!(x.data.len(), m * weights.k, "the first factor's elements");
-    assert_eq!(out.len(), m * weights.n, "the product's elements");
-    requant.check(weights.n);
-    let kernel = variant::select(VARIANTS);
-    let rows = Flat { data: x.data, k: weights.k };
-    run(kernel, m, &rows, x.is_signed, weights, requant, &disjoint(out), 0, weights.n);
+    run_product(variant::select(VARIANTS), m, x, weights, requant, out);
 }
 
-/// `out = requant(conv(x, weights))`, with one matrix of weights for each group: rows are (kernel row, kernel column,
-/// channel of the group), columns the group's output channels. `requants` are likewise one for each group.
+fn run_product(
+    kernel: Kernel,
+    m: usize,
+    x: Bytes,
+    weights: &Weights,
+    requant: &Requant,
+    out: &mut Out,
+) {
+    assert_eq!(x.data.len(), m * weights.k(), "the first factor's elements");
+    assert_eq!(out.len(), m * weights.n(), "the product's elements");
+    assert_eq!(weights.segments()[0], 1, "the weights of a matrix");
+    requant.check(weights.n());
+    let rows = Windows::of_matrix(m, weights.k(), x.data, x.is_signed);
+    run(kernel, &rows, weights, requant, &disjoint(out), 0, weights.n());
+}
+
+/// `out = requant(conv(x, weights))`, with the weights of each group ([`Weights::of_windows`]) and likewise `requants`.
 ///
 /// `x` is (image, row, column, channel), and so is `out`. The padding holds `zero_point`.
 ///
@@ -183,28 +137,38 @@ pub fn conv(
     requants: &[Requant],
     out: &mut Out,
 ) {
+    run_conv(variant::select(VARIANTS), conv, x, zero_point, weights, requants, out);
+}
+
+fn run_conv(
+    kernel: Kernel,
+    conv: &Conv2d,
+    x: Bytes,
+    zero_point: i32,
+    weights: &[Weights],
+    requants: &[Requant],
+    out: &mut Out,
+) {
     let [x_len, w_len, y_len] = conv.lens();
     conv.check(x.data.len(), w_len, out.len());
     assert_eq!([weights.len(), requants.len()], [conv.groups; 2], "weights for each group");
     assert_eq!([x.data.len(), out.len()], [x_len, y_len], "the input's and the output's elements");
-    let kernel = variant::select(VARIANTS);
-    let [out_h, out_w] = conv.output();
-    let m = conv.n * out_h * out_w;
     let (c_in, c_out) = (conv.c_in / conv.groups, conv.c_out / conv.groups);
+    let flip = if x.is_signed { 0x80 } else { 0 };
     let out = disjoint(out);
     for (group, (weights, requant)) in weights.iter().zip(requants).enumerate() {
-        assert_eq!([weights.k, weights.n], [w_len / conv.c_out, c_out], "the weights' sizes");
+        assert_eq!([weights.k(), weights.n()], [w_len / conv.c_out, c_out], "the weights' sizes");
+        let [kh, kw] = conv.kernel;
+        let segments = weights.segments();
+        assert!(
+            segments == [kh * kw, c_in] || (segments == [kh, kw * c_in] && conv.dilations[1] == 1),
+            "weights packed for such windows: {segments:?} for {conv:?}"
+        );
         requant.check(c_out);
-        let column = group * c_out;
-        if conv.is_pointwise() && conv.groups == 1 {
-            let rows = Flat { data: x.data, k: weights.k };
-            run(kernel, m, &rows, x.is_signed, weights, requant, &out, column, conv.c_out);
-        } else {
-            let channels = group * c_in..(group + 1) * c_in;
-            let (padding, output) = (zero_point as u8, [out_h, out_w]);
-            let rows = Windows { conv, data: x.data, padding, channels, output };
-            run(kernel, m, &rows, x.is_signed, weights, requant, &out, column, conv.c_out);
-        }
+        let channels = group * c_in..(group + 1) * c_in;
+        let padding = zero_point as u8;
+        let rows = Windows { conv: *conv, data: x.data, flip, padding, channels };
+        run(kernel, &rows, weights, requant, &out, group * c_out, conv.c_out);
     }
 }
 
@@ -215,79 +179,93 @@ fn disjoint<'a>(out: &'a mut Out) -> DisjointOut<'a> {
     }
 }
 
-/// Words of packed rows at once: a quarter of the second-level cache.
-const MAX_ROWS: usize = 1 << 15;
-
-#[expect(clippy::too_many_arguments, reason = "a product and where it goes")]
 fn run(
     kernel: Kernel,
-    m: usize,
-    rows: &impl Rows,
-    is_signed: bool,
+    windows: &Windows,
     weights: &Weights,
     requant: &Requant,
     out: &DisjointOut,
     column: usize,
     pitch: usize,
 ) {
-    if m == 0 || weights.n == 0 {
+    let m = windows.n();
+    if m == 0 || weights.n() == 0 {
         return;
     }
-    let cost = m.saturating_mul(weights.k).saturating_mul(weights.n) / 80;
-    let n_panels = weights.n.div_ceil(N);
-    let (n_m, n_n) = grid(par::n_tasks(cost), m.div_ceil(6), n_panels);
-    let n_words = weights.n_words();
-    let block_rows = (MAX_ROWS / n_words.max(1)).clamp(6, 240) / 6 * 6;
+    let cost = m.saturating_mul(weights.k()).saturating_mul(weights.n()) / kernel.speed;
+    let (n_m, n_n) = grid(par::n_tasks(cost), m.div_ceil(6), weights.n_panels());
     par::for_each_task(n_m * n_n, cost, |task| {
         let all_rows = par::share(m, n_m, task % n_m);
-        let panels = par::share(n_panels, n_n, task / n_m);
-        let n_packed = block_rows.min(all_rows.len()) * n_words;
-        par::with_vec(|buffer| {
-            par::with_scratch(n_packed, |words: &mut [i32]| {
-                for row in all_rows.clone().step_by(block_rows) {
-                    let n_rows = block_rows.min(all_rows.end - row);
-                    for (i, words) in
-                        words.chunks_exact_mut(n_words.max(1)).take(n_rows).enumerate()
-                    {
-                        (kernel.widen)(rows.bytes(row + i, buffer), is_signed, words);
-                    }
-                    (kernel.run)(&Block {
-                        rows: &words[..n_rows * n_words],
-                        n_rows,
-                        weights,
-                        panels: panels.clone(),
-                        requant,
-                        out,
-                        start: row * pitch + column,
-                        pitch,
-                    });
-                }
-            })
+        let panels = par::share(weights.n_panels(), n_n, task / n_m);
+        let block_len = windows.block_len(weights);
+        with_buffers(|buffers| {
+            for first in all_rows.clone().step_by(block_len) {
+                let rows = first..all_rows.end.min(first + block_len);
+                let start = first * pitch + column;
+                (kernel.run)(&Block {
+                    rows: windows.rows(rows, weights, buffers),
+                    weights,
+                    panels: panels.clone(),
+                    is_moved: windows.flip != 0,
+                    requant,
+                    out,
+                    start,
+                    pitch,
+                });
+            }
         });
     });
 }
 
-/// Runs a block in tiles of at most `MR` rows and `P` panels.
+/// Runs a block in tiles of at most `MR` rows and `P` panels, with the codes widened to `i16`.
 #[inline(always)]
 fn run_block<L: Lanes, const MR: usize, const P: usize>(l: L, block: &Block) {
-    for panel in block.panels.clone().step_by(P) {
-        let is_last = block.panels.end - panel < P;
-        let mut row = 0;
-        while row < block.n_rows {
-            let n_rows = MR.min(block.n_rows - row);
-            let tile = Tile { block, row, panel };
-            if P == 1 || is_last {
-                tile.run_rows::<L, MR, 1>(l, n_rows);
-            } else {
-                tile.run_rows::<L, MR, P>(l, n_rows);
+    let n_words = 2 * block.weights.n_words();
+    let n_rows = block.rows.n_rows;
+    // As many rows at once as fit a quarter of a second-level cache.
+    let at_once = ((1 << 15) / n_words.max(1)).clamp(6, 240) / 6 * 6;
+    par::with_scratch(at_once.min(n_rows) * n_words, |all_words: &mut [i32]| {
+        for first in (0..n_rows).step_by(at_once) {
+            let n_rows = at_once.min(n_rows - first);
+            let words = &mut all_words[..n_rows * n_words];
+            for (i, words) in words.chunks_exact_mut(n_words.max(1)).enumerate() {
+                widen(block, first + i, words);
             }
-            row += n_rows;
+            for panel in block.panels.clone().step_by(P) {
+                let is_last = block.panels.end - panel < P;
+                for row in (0..n_rows).step_by(MR) {
+                    let tile =
+                        Tile { block, words: &words[row * n_words..], row: first + row, panel };
+                    let height = MR.min(n_rows - row);
+                    if P == 1 || is_last {
+                        tile.run_rows::<L, MR, 1>(l, height);
+                    } else {
+                        tile.run_rows::<L, MR, P>(l, height);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Row `row` as words of two `i16`: for each four codes, the first and the third, then the second and the fourth.
+#[inline(always)]
+fn widen(block: &Block, row: usize, words: &mut [i32]) {
+    let segment_words = block.weights.segment_words();
+    let pairs = words.as_chunks_mut::<2>().0;
+    for (s, pairs) in pairs.chunks_exact_mut(segment_words.max(1)).enumerate() {
+        let bytes = block.rows.segment(row, s, 4 * segment_words);
+        for (pair, quad) in pairs.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            let quad = u32::from_le_bytes(*quad);
+            *pair = [quad & 0x00FF_00FF, quad >> 8 & 0x00FF_00FF].map(u32::cast_signed);
         }
     }
 }
 
 struct Tile<'a> {
     block: &'a Block<'a>,
+    /// The widened rows, from the first of this tile on.
+    words: &'a [i32],
     row: usize,
     panel: usize,
 }
@@ -311,40 +289,42 @@ impl Tile<'_> {
     /// `MR` rows times `P` panels.
     #[inline(always)]
     fn run<L: Lanes, const MR: usize, const P: usize>(&self, l: L) {
-        let block = self.block;
-        let n_words = block.weights.n_words();
-        let panel_len = n_words * 2 * N;
-        let mut rows: [&[i32]; MR] = [&[]; MR];
+        let (block, weights) = (self.block, self.block.weights);
+        let n_words = weights.n_words();
+        let mut rows: [&[[i32; 2]]; MR] = [&[]; MR];
         for i in 0..MR {
-            rows[i] = &block.rows[(self.row + i) * n_words..][..n_words];
+            rows[i] = &self.words[i * 2 * n_words..][..2 * n_words].as_chunks().0[..n_words];
         }
-        let mut panels: [&[[i8; 2 * N]]; P] = [&[]; P];
+        let mut panels: [&[Quad]; P] = [&[]; P];
         for j in 0..P {
-            let panel = &block.weights.panels[(self.panel + j) * panel_len..][..panel_len];
-            panels[j] = &panel.as_chunks().0[..n_words];
+            panels[j] = &weights.panel(self.panel + j)[..n_words];
         }
         let mut acc = [[l.splat(0); P]; MR];
         for p in 0..n_words {
-            let mut b = [l.splat(0); P];
+            let mut b = [[l.splat(0); 2]; P];
             for j in 0..P {
-                b[j] = l.load_pairs(&panels[j][p]);
+                b[j] = l.load_pairs(&panels[j][p].0);
             }
             for i in 0..MR {
-                let a = l.splat(rows[i][p]);
-                for j in 0..P {
-                    acc[i][j] = l.dot(acc[i][j], a, b[j]);
+                for half in 0..2 {
+                    let a = l.splat(rows[i][p][half]);
+                    for j in 0..P {
+                        acc[i][j] = l.dot(acc[i][j], a, b[j][half]);
+                    }
                 }
             }
         }
         for j in 0..P {
             let column = (self.panel + j) * N;
-            let n_columns = (block.weights.n - column).min(N);
+            let n_columns = (weights.n() - column).min(N);
             let requant = block.requant.channels(l, column);
+            let moved =
+                if block.is_moved { l.load(&weights.moved()[column..]) } else { l.splat(0) };
             let start = block.start + self.row * block.pitch + column;
             match block.out {
                 DisjointOut::Codes(out) => {
                     for i in 0..MR {
-                        let codes = requant.codes(l, acc[i][j]);
+                        let codes = requant.codes(l, l.sub(acc[i][j], moved));
                         // SAFETY: these rows and columns are this task's.
                         let out = unsafe { out.slice(start + i * block.pitch, n_columns) };
                         store(out, |y| l.store_bytes(y, codes));
@@ -352,7 +332,7 @@ impl Tile<'_> {
                 }
                 DisjointOut::Numbers(out) => {
                     for i in 0..MR {
-                        let numbers = requant.numbers(l, acc[i][j]);
+                        let numbers = requant.numbers(l, l.sub(acc[i][j], moved));
                         // SAFETY: as above.
                         let out = unsafe { out.slice(start + i * block.pitch, n_columns) };
                         store(out, |y| l.store_f32(y, numbers));
@@ -389,13 +369,30 @@ pub(super) mod tests {
     ) {
         for variant in VARIANTS {
             let Some(kernel) = variant.get() else { continue };
-            let (mut codes, mut numbers) =
-                (vec![0xAA; m * weights.n], vec![f32::NAN; m * weights.n]);
+            let n = m * weights.n();
+            let (mut codes, mut numbers) = (vec![0xAA; n], vec![f32::NAN; n]);
             for out in [&mut Out::Codes(&mut codes), &mut Out::Numbers(&mut numbers)] {
-                let rows = Flat { data: x.data, k: weights.k };
-                run(kernel, m, &rows, x.is_signed, weights, requant, &disjoint(out), 0, weights.n);
+                run_product(kernel, m, x, weights, requant, out);
             }
             check(variant.name, codes, numbers);
+        }
+    }
+
+    /// Every variant's convolution, with the variant's name.
+    pub(in super::super) fn each_variant_of_conv(
+        conv: &Conv2d,
+        x: Bytes,
+        zero_point: i32,
+        weights: &[Weights],
+        requants: &[Requant],
+        mut check: impl FnMut(&str, Vec<u8>),
+    ) {
+        for variant in VARIANTS {
+            let Some(kernel) = variant.get() else { continue };
+            let mut y = vec![0xAA; conv.lens()[2]];
+            let out = &mut Out::Codes(&mut y);
+            run_conv(kernel, conv, x, zero_point, weights, requants, out);
+            check(variant.name, y);
         }
     }
 }

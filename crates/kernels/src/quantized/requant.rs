@@ -13,13 +13,15 @@ pub struct Requant {
     pub(super) bias: Vec<i32>,
     pub(super) scales: Vec<f32>,
     /// Added to numbers.
-    shifts: Option<Vec<f32>>,
+    pub(super) shifts: Option<Vec<f32>>,
     /// Instead of `scales`, where there is no floating point.
     multipliers: Option<Vec<[Multiplier; N]>>,
     lo: f32,
     hi: f32,
-    codes: [i32; 2],
-    zero_point: i32,
+    pub(super) codes: [i32; 2],
+    pub(super) zero_point: i32,
+    /// Whether every scaled sum is in the range of `i32`, because the scales are below 1.
+    pub(super) is_small: bool,
 }
 
 /// From one sum to a code, with the same factor for all.
@@ -136,7 +138,8 @@ impl Requant {
     pub fn new(bias: &[i32], scales: &[f32], codes: [i32; 2], zero_point: i32) -> Self {
         assert_eq!(bias.len(), scales.len(), "a bias and a scale for each channel");
         assert!(scales.iter().all(|s| s.is_finite()), "scales are numbers");
-        Self { scales: filled(scales, 0.0), ..Self::empty(bias, codes, zero_point) }
+        let is_small = scales.iter().all(|scale| scale.abs() < 1.0);
+        Self { scales: filled(scales, 0.0), is_small, ..Self::empty(bias, codes, zero_point) }
     }
 
     /// As [`Requant::new`], without floating point: [`Multiplier::requantize`].
@@ -184,7 +187,17 @@ impl Requant {
         let [lo, hi] = codes.map(|code| (code - zero_point) as f32);
         let bias = filled(bias, 0);
         let scales = vec![0.0; bias.len()];
-        Self { bias, scales, shifts: None, multipliers: None, lo, hi, codes, zero_point }
+        Self {
+            bias,
+            scales,
+            shifts: None,
+            multipliers: None,
+            lo,
+            hi,
+            codes,
+            zero_point,
+            is_small: false,
+        }
     }
 
     /// What concerns the sixteen channels from `channel` on.

@@ -21,10 +21,14 @@ fn requant(n: usize, seed: u64, is_signed: bool, zero_point: i32) -> (Requant, V
     let bytes = noise(2 * n, seed);
     let bias: Vec<i32> = bytes[..n].iter().map(|&b| (i32::from(b) - 128) * 90).collect();
     // Powers of two among them, so that ties happen.
-    let scales: Vec<f32> = bytes[n..]
+    let mut scales: Vec<f32> = bytes[n..]
         .iter()
         .map(|&b| if b < 64 { 0.0078125 } else { f32::from(b) * 7.1e-5 })
         .collect();
+    // Now and then one that brings sums out of the range of `i32`.
+    if bytes[0] < 32 {
+        scales[n / 2] = 3.0e6;
+    }
     let codes = if is_signed { [-128, 127] } else { [0, 255] };
     (Requant::new(&bias, &scales, codes, zero_point), bias, scales)
 }
@@ -116,16 +120,22 @@ proptest! {
                 let at = |p: usize, j: usize| weight(g * c_out + j, p % c_in, p / c_in);
                 let part = g * c_out..(g + 1) * c_out;
                 let requant = Requant::new(&folded[part.clone()], &scales[part], range, y_zero);
-                (Weights::new(n_taps * c_in, c_out, at), requant)
+                let weights = Weights::of_windows(conv.kernel, conv.dilations[1], c_in, c_out, at);
+                (weights, requant)
             })
             .collect();
         let (weights, requants): (Vec<_>, Vec<_>) = groups.into_iter().unzip();
         let mut y = vec![0xAA; y_len];
         super::conv(&conv, x, x_zero, &weights, &requants, &mut Out::Codes(&mut y));
         prop_assert_eq!(&y, &want);
+        product::tests::each_variant_of_conv(&conv, x, x_zero, &weights, &requants, |name, got| {
+            assert_eq!(got, want, "{name}");
+        });
 
         if is_depthwise {
-            let weights = DepthwiseWeights::new(n_taps, conv.c_in, |t, c| weight(c, 0, t));
+            let weights = DepthwiseWeights::new(
+                conv.kernel, conv.strides, conv.dilations, conv.c_in, |t, c| weight(c, 0, t),
+            );
             let requant = Requant::new(&folded, &scales, range, y_zero);
             depthwise::tests::each_variant(&conv, x, x_zero, &weights, &requant, |name, got| {
                 assert_eq!(got, want, "{name}");
