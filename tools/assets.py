@@ -487,7 +487,7 @@ ASSETS = {
     "more_models": Asset(
         "more_models",
         make_more_models,
-        4,
+        5,
         "the same of magika, PP-OCR, EfficientNet, MiniLM and the larger topologies",
         ("magika", "rapidocr"),
         ("efficientnet_lite0", "minilm"),
