@@ -2,10 +2,12 @@
 //!
 //! - [`process`]: other programs, with errors that say which one failed;
 //! - [`python`]: the Python environment that the tests and the asset tools use;
+//! - [`fuzz`](mod@fuzz): libFuzzer over what reads files, and what lies behind it;
 //! - [`invariants`]: rules of ARCHITECTURE.md that a search through the sources can check.
 //!
 //! No dependencies, so that `cargo xtask` starts in seconds from an empty cache.
 
+mod fuzz;
 mod invariants;
 mod process;
 mod python;
@@ -59,6 +61,12 @@ static TASKS: &[Task] = &[
         usage: "ci",
         summary: "everything that has to be green: formatting, clippy, invariants, docs, generated files, tests",
         run: ci,
+    },
+    Task {
+        name: "fuzz",
+        usage: "fuzz [TARGET ..]",
+        summary: "fuzz these targets, or all, for `--seconds N` each [default: 300]; needs cargo-fuzz",
+        run: fuzz::fuzz,
     },
     Task { name: "help", usage: "help", summary: "this list", run: help },
 ];

@@ -109,6 +109,12 @@ pub(crate) struct PrepareArgs {
     /// Leave out a pass (see `midtread prepare --list`)
     #[arg(long = "without", value_name = "PASS")]
     pub(crate) without: Vec<String>,
+    /// Run a pass that is not a default, too
+    #[arg(long = "with", value_name = "PASS")]
+    pub(crate) with: Vec<String>,
+    /// Run no other passes than these
+    #[arg(long = "only", value_name = "PASS", conflicts_with_all = ["with", "without"])]
+    pub(crate) only: Vec<String>,
     /// Fix a size that the model leaves open: batch=1
     #[arg(long = "dim", value_name = "NAME=SIZE", value_parser = parse_dim)]
     pub(crate) dims: Vec<(String, usize)>,
@@ -131,7 +137,13 @@ fn parse_dim(text: &str) -> Result<(String, usize), String> {
 impl PrepareArgs {
     /// `opset`: the operator set to raise the model to, if it is older.
     pub(crate) fn options(&self, opset: Option<i64>) -> anyhow::Result<PrepareOptions> {
-        let mut passes = PassSet::default();
+        let mut passes = match self.only.is_empty() {
+            true => PassSet::default(),
+            false => PassSet::none(),
+        };
+        for name in self.with.iter().chain(&self.only) {
+            passes = passes.with(name).map_err(midtread::Error::from)?;
+        }
         for name in &self.without {
             passes = passes.without(name).map_err(midtread::Error::from)?;
         }

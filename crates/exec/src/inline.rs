@@ -12,6 +12,9 @@ use crate::error::Error;
 /// Functions call functions at most this deep.
 const MAX_DEPTH: usize = 64;
 
+/// What functions may expand to: one that calls another twice, which calls another twice, is soon larger than any model.
+const MAX_NODES: usize = 1 << 16;
+
 /// Domain, operator and overload.
 type Key<'a> = (&'a str, &'a str, &'a str);
 
@@ -31,7 +34,8 @@ pub fn inline_functions(model: &Model) -> Result<Option<Model>, Error> {
     }
     let mut model_out = model.clone();
     let nodes = std::mem::take(&mut model_out.graph.nodes);
-    let mut inliner = Inliner { functions, model: &mut model_out, nodes: Vec::new() };
+    let mut inliner =
+        Inliner { functions, model: &mut model_out, nodes: Vec::new(), n_expanded: 0 };
     for node in nodes {
         inliner.expand(node, 0)?;
     }
@@ -47,6 +51,8 @@ struct Inliner<'a> {
     functions: BTreeMap<Key<'a>, &'a Function>,
     model: &'a mut Model,
     nodes: Vec<Node>,
+    /// Calls, and the nodes that they stand for.
+    n_expanded: usize,
 }
 
 impl Inliner<'_> {
@@ -65,6 +71,10 @@ impl Inliner<'_> {
         };
         if MAX_DEPTH < depth {
             return refuse("a function that calls itself");
+        }
+        self.n_expanded += 1 + function.body.nodes.len();
+        if MAX_NODES < self.n_expanded {
+            return refuse("one of so many calls that they come to more than 65,536 nodes");
         }
         if call.inputs.len() > function.body.inputs.len()
             || call.outputs.len() > function.body.outputs.len()

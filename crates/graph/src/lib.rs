@@ -20,5 +20,5 @@ pub use bytes::Bytes;
 pub use dtype::DataType;
 pub use edit::{Links, Rewrite};
 pub use model::{Attr, AttrValue, Function, Graph, Model, Node, Opaque, Value, ValueId};
-pub use tensor::{AlignedBuf, Element, Home, Notes, Sample, Tensor, TensorError};
+pub use tensor::{AlignedBuf, Element, Home, Notes, Pages, Sample, Tensor, TensorError};
 pub use types::{Dim, Shape, Type, TypeKind};

@@ -28,11 +28,18 @@ pub struct Tensor {
 
 #[derive(Clone)]
 enum Storage {
-    /// Any alignment; never written.
-    Shared(Bytes),
+    /// Any alignment; never written. Of a mapped file, who lets its pages go.
+    Shared(Bytes, Option<Arc<dyn Pages>>),
     /// 64-byte aligned; written in place when this is the only owner.
     Aligned(Arc<AlignedBuf>),
     Strings(Arc<Vec<Bytes>>),
+}
+
+/// The pages of a mapped file.
+pub trait Pages: Send + Sync {
+    /// `bytes` lie in the mapping, and nobody needs them soon: their pages may leave the process's memory. Reading
+    /// them later brings them back.
+    fn release(&self, bytes: &[u8]);
 }
 
 /// What a file says about a tensor besides its elements. Carried, never looked at by a computation.
@@ -114,7 +121,27 @@ impl Tensor {
         bytes: Bytes,
     ) -> Result<Self, TensorError> {
         check_length(dtype, &dims, bytes.len())?;
-        Ok(Self { dtype, dims, storage: Storage::Shared(bytes), notes: None })
+        Ok(Self { dtype, dims, storage: Storage::Shared(bytes, None), notes: None })
+    }
+
+    /// A tensor over bytes of a mapping, which are not copied.
+    pub fn from_mapped(
+        dtype: DataType,
+        dims: Vec<usize>,
+        bytes: Bytes,
+        pages: Arc<dyn Pages>,
+    ) -> Result<Self, TensorError> {
+        check_length(dtype, &dims, bytes.len())?;
+        Ok(Self { dtype, dims, storage: Storage::Shared(bytes, Some(pages)), notes: None })
+    }
+
+    /// Says that the elements will not be read soon. Those in a mapped file leave this process's memory, until they
+    /// are read again; others stay. Whoever walks over the weights of a whole model calls this after each, so that
+    /// models larger than the memory can be worked on.
+    pub fn release_pages(&self) {
+        if let Storage::Shared(bytes, Some(pages)) = &self.storage {
+            pages.release(bytes);
+        }
     }
 
     /// A tensor over a buffer, which is not copied. Bytes of `buf` past the needed length are cut off.
@@ -194,7 +221,7 @@ impl Tensor {
     /// strings.
     pub fn as_bytes(&self) -> &[u8] {
         match &self.storage {
-            Storage::Shared(bytes) => bytes,
+            Storage::Shared(bytes, _) => bytes,
             Storage::Aligned(buf) => buf.as_bytes(),
             Storage::Strings(_) => &[],
         }
@@ -203,7 +230,7 @@ impl Tensor {
     /// The bytes as a shared buffer: without a copy where they are one already.
     pub fn to_shared_bytes(&self) -> Bytes {
         match &self.storage {
-            Storage::Shared(bytes) => bytes.clone(),
+            Storage::Shared(bytes, _) => bytes.clone(),
             Storage::Aligned(buf) => Bytes::from_owner(SharedBuf(buf.clone())),
             Storage::Strings(_) => Bytes::new(),
         }
@@ -213,7 +240,7 @@ impl Tensor {
     pub fn as_strings(&self) -> Option<&[Bytes]> {
         match &self.storage {
             Storage::Strings(strings) => Some(strings),
-            Storage::Shared(_) | Storage::Aligned(_) => None,
+            Storage::Shared(..) | Storage::Aligned(_) => None,
         }
     }
 
@@ -237,13 +264,13 @@ impl Tensor {
 
     /// The bytes, to be written. Copies first if they are shared. Empty for strings.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        if let Storage::Shared(bytes) = &self.storage {
+        if let Storage::Shared(bytes, _) = &self.storage {
             self.storage = Storage::Aligned(Arc::new(AlignedBuf::from_bytes(bytes)));
         }
         match &mut self.storage {
             Storage::Aligned(buf) => Arc::make_mut(buf).as_bytes_mut(),
             Storage::Strings(_) => &mut [],
-            Storage::Shared(_) => unreachable!("replaced above"),
+            Storage::Shared(..) => unreachable!("replaced above"),
         }
     }
 
@@ -256,7 +283,7 @@ impl Tensor {
     pub fn to_aligned(&self) -> Self {
         let align = self.dtype.n_bits().map_or(1, |bits| bits.div_ceil(8).next_power_of_two());
         match &self.storage {
-            Storage::Shared(bytes) if !(bytes.as_ptr() as usize).is_multiple_of(align) => {
+            Storage::Shared(bytes, _) if !(bytes.as_ptr() as usize).is_multiple_of(align) => {
                 let storage = Storage::Aligned(Arc::new(AlignedBuf::from_bytes(bytes)));
                 Self { storage, ..self.clone() }
             }
@@ -268,7 +295,7 @@ impl Tensor {
     pub fn into_buf(self) -> Option<AlignedBuf> {
         match self.storage {
             Storage::Aligned(buf) => Arc::into_inner(buf),
-            Storage::Shared(_) | Storage::Strings(_) => None,
+            Storage::Shared(..) | Storage::Strings(_) => None,
         }
     }
 

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use midtread_graph::{
-    Attr, AttrValue, DataType, Dim, Function, Graph, Model, Node, Opaque, Shape, Type, TypeKind,
-    ValueId,
+    Attr, AttrValue, DataType, Dim, Function, Graph, Model, Node, Opaque, Shape, Tensor, Type,
+    TypeKind, ValueId,
 };
 use prost::Message as _;
 
@@ -156,7 +156,9 @@ fn graph(
             Some(id) => id,
             None => defined.add(&mut graph, &name, || "as an initializer".to_owned())?,
         };
-        graph.set_constant(id, tensor::decode(tensor, Naming::OfValue, files)?);
+        let tensor = tensor::decode(tensor, Naming::OfValue, files)?;
+        check_default(&name, graph.value(id).ty.as_ref(), &tensor)?;
+        graph.set_constant(id, tensor);
     }
     for bytes in proto.sparse_initializer {
         sparse_initializer(&mut graph, &mut defined, bytes.clone())?;
@@ -201,6 +203,22 @@ fn graph(
     value_info(&mut graph, proto.value_info)?;
     order::sort(&mut graph)?;
     Ok(graph)
+}
+
+/// An input's default must be what the input is declared to be: everything behind it is computed from that.
+fn check_default(name: &str, declared: Option<&Type>, default: &Tensor) -> Result<(), Problem> {
+    let Some(ty) = declared else { return Ok(()) };
+    let fits = ty.elem().is_none_or(|elem| elem == default.dtype())
+        && ty.dims().is_none_or(|dims| {
+            let known = |(dim, &n): (&Dim, &usize)| dim.known().is_none_or(|dim| dim == n);
+            dims.len() == default.dims().len() && dims.iter().zip(default.dims()).all(known)
+        });
+    if fits {
+        return Ok(());
+    }
+    let (elem, dims) = (default.dtype(), default.dims());
+    let what = format!("its default is {elem}{dims:?}, and its declared type {ty}");
+    Err(Problem::Type { value: name.to_owned(), what })
 }
 
 fn function(proto: FunctionProto, files: &mut Files) -> Result<Function, Problem> {

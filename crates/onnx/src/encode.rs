@@ -150,6 +150,7 @@ impl Layout {
         for (offset, tensor) in &self.tensors {
             out.write_all(&ZEROS[..(offset - pos) as usize])?;
             out.write_all(tensor.as_bytes())?;
+            tensor.release_pages();
             pos = offset + tensor.as_bytes().len() as u64;
         }
         Ok(())
@@ -383,6 +384,7 @@ fn tensor(s: &mut impl Sink, t: &Tensor, name: &str) -> io::Result<()> {
     string(s, 8, name)?;
     if place.is_none() && t.as_strings().is_none() {
         bytes(s, 9, t.as_bytes())?;
+        t.release_pages();
     }
     string(s, 12, notes.map_or("", |n| n.doc_string.as_str()))?;
     if let Some(place) = place {

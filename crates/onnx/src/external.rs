@@ -5,15 +5,78 @@ use std::{
     fs::{self, File},
     io,
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use bytes::Bytes;
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
+use midtread_graph::{DataType, Pages, Tensor, TensorError};
 
 use crate::error::{Problem, TensorProblem};
 
-/// The bytes of a file, mapped. The mapping lives as long as any slice of it.
-pub(crate) fn map_file(path: &Path) -> Result<Bytes, Problem> {
+/// A mapped file.
+pub(crate) struct Mapping(Mmap);
+
+impl Pages for Mapping {
+    #[cfg_attr(
+        unix,
+        expect(unsafe_code, reason = "the only way to bound what a mapping keeps in memory")
+    )]
+    fn release(&self, bytes: &[u8]) {
+        let start = (bytes.as_ptr() as usize).checked_sub(self.0.as_ptr() as usize);
+        let Some(start) = start.filter(|start| start + bytes.len() <= self.0.len()) else { return };
+        // Only pages that hold nothing else: a neighbour may be in use.
+        let (from, to) = (start.next_multiple_of(PAGE), (start + bytes.len()) / PAGE * PAGE);
+        #[cfg(unix)]
+        if from < to {
+            // SAFETY: the mapping is of a file, read-only and private: its bytes are the file's before and after. That
+            // it cannot be done (locked pages) is no reason to fail.
+            let _ = unsafe {
+                self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, from, to - from)
+            };
+        }
+        #[cfg(not(unix))]
+        let _ = (from, to);
+    }
+}
+
+impl AsRef<[u8]> for Mapping {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// At least the size of a page, on every system that lets pages go.
+const PAGE: usize = 1 << 16;
+
+/// The bytes of a mapped file, and who lets their pages go. The mapping lives as long as any slice of the bytes.
+#[derive(Clone)]
+pub(crate) struct Mapped {
+    pub(crate) bytes: Bytes,
+    pub(crate) pages: Arc<dyn Pages>,
+}
+
+impl Mapped {
+    /// A file that is not empty.
+    fn new(file: &File) -> io::Result<Self> {
+        let mapping = Arc::new(Mapping(map(file)?));
+        Ok(Self { bytes: Bytes::from_owner(Shared(mapping.clone())), pages: mapping })
+    }
+}
+
+/// Lets `Bytes` own a mapping.
+struct Shared(Arc<Mapping>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_ref().as_ref()
+    }
+}
+
+/// A file, mapped; `None` where it is empty.
+pub(crate) fn map_file(path: &Path) -> Result<Option<Mapped>, Problem> {
     // A pipe would wait for a writer, and a device need not end.
     let is_file =
         fs::metadata(path).map_err(|source| Problem::Io { doing: "opened", source })?.is_file();
@@ -23,12 +86,12 @@ pub(crate) fn map_file(path: &Path) -> Result<Bytes, Problem> {
     map_regular_file(path).map_err(|source| Problem::Io { doing: "opened", source })
 }
 
-fn map_regular_file(path: &Path) -> io::Result<Bytes> {
+fn map_regular_file(path: &Path) -> io::Result<Option<Mapped>> {
     let file = File::open(path)?;
-    if file.metadata()?.len() == 0 {
-        return Ok(Bytes::new());
+    match file.metadata()?.len() {
+        0 => Ok(None),
+        _ => Mapped::new(&file).map(Some),
     }
-    Ok(Bytes::from_owner(map(&file)?))
 }
 
 #[expect(unsafe_code, reason = "a mapping is what keeps weights out of private memory")]
@@ -50,7 +113,9 @@ pub(crate) struct Location {
 pub(crate) struct Files {
     /// Folders that the data may lie in: the model's, and, where its path is a link, that of the file itself.
     folders: Vec<PathBuf>,
-    mapped: BTreeMap<String, Bytes>,
+    mapped: BTreeMap<String, Option<Mapped>>,
+    /// Of the model's own file, if it is one.
+    model: Option<Arc<dyn Pages>>,
 }
 
 impl Files {
@@ -59,11 +124,12 @@ impl Files {
         Self {
             folders: base_dir.into_iter().map(Path::to_owned).collect(),
             mapped: BTreeMap::new(),
+            model: None,
         }
     }
 
-    /// Files in the folder of the model at `path`.
-    pub(crate) fn beside(path: &Path) -> Self {
+    /// Files in the folder of the model at `path`, which is mapped.
+    pub(crate) fn beside(path: &Path, model: Arc<dyn Pages>) -> Self {
         let folder = |path: &Path| match path.parent() {
             Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
             Some(parent) => parent.to_owned(),
@@ -74,11 +140,31 @@ impl Files {
         Self {
             folders: [Some(folder(path)), real].into_iter().flatten().collect(),
             mapped: BTreeMap::new(),
+            model: Some(model),
         }
     }
 
-    /// The data of a tensor of `n_bytes`.
-    pub(crate) fn slice(&mut self, at: &Location, n_bytes: usize) -> Result<Bytes, TensorProblem> {
+    /// A tensor whose bytes are in the model's own file.
+    pub(crate) fn inline(
+        &self,
+        dtype: DataType,
+        dims: Vec<usize>,
+        bytes: Bytes,
+    ) -> Result<Tensor, TensorError> {
+        match &self.model {
+            Some(pages) => Tensor::from_mapped(dtype, dims, bytes, pages.clone()),
+            None => Tensor::from_bytes(dtype, dims, bytes),
+        }
+    }
+
+    /// A tensor of `n_bytes` in another file.
+    pub(crate) fn external(
+        &mut self,
+        at: &Location,
+        dtype: DataType,
+        dims: Vec<usize>,
+        n_bytes: usize,
+    ) -> Result<Tensor, TensorProblem> {
         let refuse = |what: String| TensorProblem::External { location: at.location.clone(), what };
         if let Some(length) = at.length.filter(|&length| length != n_bytes as u64) {
             return Err(refuse(format!(
@@ -86,23 +172,27 @@ impl Files {
             )));
         }
         let file = self.map(&at.location)?;
-        let end = at.offset.checked_add(n_bytes as u64).filter(|&end| end <= file.len() as u64);
-        match end {
-            Some(end) => Ok(file.slice(at.offset as usize..end as usize)),
-            None => Err(refuse(format!(
-                "the tensor lies at byte {} and needs {n_bytes} bytes, and the file has {}",
+        let len = file.as_ref().map_or(0, |file| file.bytes.len() as u64);
+        let end = at.offset.checked_add(n_bytes as u64).filter(|&end| end <= len);
+        match (end, file) {
+            (Some(end), Some(Mapped { bytes, pages })) => {
+                let bytes = bytes.slice(at.offset as usize..end as usize);
+                Ok(Tensor::from_mapped(dtype, dims, bytes, pages.clone())?)
+            }
+            (Some(_), None) => Ok(Tensor::from_bytes(dtype, dims, Bytes::new())?),
+            (None, _) => Err(refuse(format!(
+                "the tensor lies at byte {} and needs {n_bytes} bytes, and the file has {len}",
                 at.offset,
-                file.len()
             ))),
         }
     }
 
-    fn map(&mut self, location: &str) -> Result<&Bytes, TensorProblem> {
+    fn map(&mut self, location: &str) -> Result<&Option<Mapped>, TensorProblem> {
         if !self.mapped.contains_key(location) {
             let path = self.resolve(location)?;
-            let bytes =
+            let file =
                 map_regular_file(&path).map_err(|source| io_problem(location, "opened", source))?;
-            self.mapped.insert(location.to_owned(), bytes);
+            self.mapped.insert(location.to_owned(), file);
         }
         Ok(&self.mapped[location])
     }

@@ -55,9 +55,9 @@ pub const MAX_IR_VERSION: i64 = 14;
 /// renaming, as [`save`] does, is safe.
 pub fn load(path: impl AsRef<Path>) -> Result<Model, Error> {
     let path = path.as_ref();
-    let read = || {
-        let bytes = external::map_file(path)?;
-        model(bytes, external::Files::beside(path))
+    let read = || match external::map_file(path)? {
+        Some(file) => model(file.bytes, external::Files::beside(path, file.pages)),
+        None => model(Bytes::new(), external::Files::new(None)),
     };
     read().map_err(|problem| Error::in_file(path, problem))
 }

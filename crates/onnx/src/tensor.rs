@@ -52,12 +52,12 @@ fn elements(proto: TensorProto, files: &mut Files) -> Result<Tensor, TensorProbl
 
     if proto.data_location == Some(1) {
         let at = location(&proto)?;
-        return Ok(Tensor::from_bytes(dtype, dims, files.slice(&at, n_bytes)?)?);
+        return files.external(&at, dtype, dims, n_bytes);
     }
     let typed = typed_len(&proto, dtype);
     match proto.raw_data {
         Some(raw) if typed.1 == 0 || !raw.is_empty() => {
-            return Ok(Tensor::from_bytes(dtype, dims, raw)?);
+            return Ok(files.inline(dtype, dims, raw)?);
         }
         _ if typed.1 == 0 && 0 < n => return Err(TensorProblem::NoData(n)),
         _ => {}

@@ -645,6 +645,11 @@ fn hostile() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             "value `X`: size -3 is not possible",
         ),
         (
+            "default_of_other_type",
+            graph(&|g| g.input.push(info("W", &[3]))),
+            "value `W`: its default is float[2], and its declared type float[3]",
+        ),
+        (
             "unknown_type",
             graph(&|g| {
                 let tensor = type_proto::Tensor { elem_type: Some(77), shape: None };

@@ -316,6 +316,9 @@ pub(crate) fn joined(ctx: &EvalCtx<'_>, srcs: &[&Tensor], axis: usize) -> Result
 
 /// Tensors of equal sizes, joined along a new axis.
 pub(crate) fn stacked(ctx: &EvalCtx<'_>, srcs: &[Tensor], axis: usize) -> Result<Tensor, OpError> {
+    if let Some(short) = srcs.iter().find(|t| t.dims().len() < axis) {
+        return Err(OpError::Invalid(format!("sizes {:?} and a new axis {axis}", short.dims())));
+    }
     let widened = srcs.iter().map(|t| {
         let mut dims = t.dims().to_vec();
         dims.insert(axis, 1);
@@ -374,7 +377,7 @@ fn split_sizes(
     let parts = node.outputs.len();
     if let Some(wanted) = wanted {
         let sizes = crate::layout::to_sizes(&wanted)?;
-        if sizes.iter().sum::<usize>() != n || sizes.len() != parts {
+        if crate::shape::sum(&sizes) != n || sizes.len() != parts {
             return Err(OpError::Invalid(format!(
                 "{n} entries in {parts} parts of sizes {sizes:?}"
             )));
@@ -382,7 +385,11 @@ fn split_sizes(
         return Ok(sizes);
     }
     let even = opset < 18;
+    let n_outputs = parts;
     let parts = if even { parts } else { attr::size(node, "num_outputs", parts)? };
+    if n_outputs < parts {
+        return Err(OpError::Invalid(format!("{parts} parts for {n_outputs} outputs")));
+    }
     if parts == 0 || even && !n.is_multiple_of(parts) {
         return Err(OpError::Invalid(format!("{n} entries in {parts} equal parts")));
     }

@@ -485,10 +485,11 @@ pub(crate) static DEPTH_TO_SPACE: OpDef = OpDef {
         let &[n, c, h, w] = x.dims() else {
             return Err(OpError::Invalid(format!("input of sizes {:?}", x.dims())));
         };
-        if b == 0 || c % (b * b) != 0 {
+        let block = b.checked_mul(b).filter(|&block| block != 0 && c % block == 0);
+        let Some(block) = block else {
             return Err(OpError::Invalid(format!("{c} channels in blocks of {b} x {b}")));
-        }
-        let out_c = c / (b * b);
+        };
+        let out_c = c / block;
         let (dims, perm) = match attr::string(ctx.node, "mode", "DCR")? {
             "DCR" => (vec![n, b, b, out_c, h, w], [0, 3, 4, 1, 5, 2]),
             "CRD" => (vec![n, out_c, b, b, h, w], [0, 1, 4, 2, 5, 3]),
@@ -531,7 +532,7 @@ pub(crate) static SPACE_TO_DEPTH: OpDef = OpDef {
             other => return Err(OpError::Invalid(format!("`mode` is `{other}`"))),
         };
         let y = transposed(ctx, x, &perm)?;
-        Ok(vec![y.reshaped(vec![n, c * b * b, h / b, w / b])?])
+        Ok(vec![y.reshaped(vec![n, c.saturating_mul(b).saturating_mul(b), h / b, w / b])?])
     }),
     role: MOVES,
 };

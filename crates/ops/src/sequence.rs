@@ -263,7 +263,7 @@ fn split_to_sequence(
         (true, &[size]) if 0 < size => {
             (0..n.div_ceil(size)).map(|i| size.min(n - i * size)).collect()
         }
-        (false, sizes) if sizes.iter().sum::<usize>() == n => sizes.to_vec(),
+        (false, sizes) if crate::shape::sum(sizes) == n => sizes.to_vec(),
         _ => return Err(OpError::Invalid(format!("{n} entries in parts of {sizes:?}"))),
     };
     let mut start = 0;

@@ -58,9 +58,10 @@ pub(crate) fn broadcast_inputs(
 
 /// Row-major strides, in elements.
 pub(crate) fn strides(dims: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1; dims.len()];
+    let mut strides = vec![1_usize; dims.len()];
     for i in (1..dims.len()).rev() {
-        strides[i - 1] = strides[i] * dims[i].max(1);
+        // An empty tensor may have sizes whose product overflows; nothing lies at its strides.
+        strides[i - 1] = strides[i].saturating_mul(dims[i].max(1));
     }
     strides
 }
@@ -74,9 +75,14 @@ pub(crate) fn broadcast_strides(dims: &[usize], out: &[usize]) -> Vec<isize> {
         .collect()
 }
 
-/// The product of some sizes.
+/// The product of some sizes; the largest number where it overflows, which no tensor has.
 pub(crate) fn product(dims: &[usize]) -> usize {
-    dims.iter().product()
+    dims.iter().fold(1, |product, &dim| product.saturating_mul(dim))
+}
+
+/// The sum of some sizes; the largest number where it overflows.
+pub(crate) fn sum(sizes: &[usize]) -> usize {
+    sizes.iter().fold(0, |sum, &size| sum.saturating_add(size))
 }
 
 /// Whether every size of a `SymDim` list is a number; those numbers.

@@ -24,18 +24,21 @@ pub static DEF: PassDef = PassDef {
 };
 
 /// Operators that are evaluated when the model runs, even if their inputs are constant.
-const NEVER: &[&str] = &[
-    "Bernoulli",
-    "DequantizeLinear",
-    "Dropout",
-    "DynamicQuantizeLinear",
-    "Multinomial",
-    "QuantizeLinear",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-];
+const NEVER: &[&str] = &["DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"];
+
+/// Whether an operator may give something else each time.
+pub(crate) fn is_random(op_type: &str) -> bool {
+    const RANDOM: &[&str] = &[
+        "Bernoulli",
+        "Dropout",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    ];
+    RANDOM.contains(&op_type)
+}
 
 fn run(model: &mut Model, ctx: &mut Ctx<'_>) -> Result<(), Error> {
     let view = View::new(&model.graph);
@@ -86,6 +89,7 @@ fn fold(
         .collect();
     let constants = constants.ok_or(None)?;
     if NEVER.contains(&node.op_type.as_str())
+        || is_random(&node.op_type)
         || node.is("Constant")
         || node.subgraphs().next().is_some()
         || node.outputs.iter().flatten().any(|&id| view.links.is_output(id))

@@ -2,12 +2,11 @@
 //!
 //! `Shape(x)` of an `x` whose sizes are numbers, and what is computed from it.
 
-use midtread_graph::{DataType, Model, Rewrite, Tensor};
-use midtread_ops::{Info, SymDim};
+use midtread_graph::{Model, Rewrite};
 
 use crate::{
     error::Error,
-    infer_shapes::infer,
+    infer_shapes::{infer, tensor_of},
     prepare::{Ctx, PassDef},
     view::View,
 };
@@ -27,7 +26,8 @@ fn run(model: &mut Model, ctx: &mut Ctx<'_>) -> Result<(), Error> {
     let mut rewrite = Rewrite::default();
     for i in 0..graph.nodes.len() {
         let [Some(out)] = graph.nodes[i].outputs[..] else { continue };
-        if view.links.is_output(out) || graph.nodes[i].subgraphs().next().is_some() {
+        let node = &graph.nodes[i];
+        if view.links.is_output(out) || node.is("Constant") || node.subgraphs().next().is_some() {
             continue;
         }
         let Some(tensor) = tensor_of(&infos[out.idx()]) else { continue };
@@ -38,21 +38,4 @@ fn run(model: &mut Model, ctx: &mut Ctx<'_>) -> Result<(), Error> {
     }
     rewrite.apply(graph);
     Ok(())
-}
-
-/// The tensor that an inferred value is, if every element is a number.
-fn tensor_of(info: &Info) -> Option<Tensor> {
-    let values: Vec<i64> =
-        info.value.as_ref()?.iter().map(SymDim::as_known).collect::<Option<_>>()?;
-    let dims = info.dims.as_ref()?.iter().map(|d| usize::try_from(d.as_known()?).ok());
-    let dims: Vec<usize> = dims.collect::<Option<_>>()?;
-    match info.elem? {
-        DataType::Int64 => Tensor::from_slice(dims, &values).ok(),
-        DataType::Int32 => {
-            let values: Vec<i32> =
-                values.into_iter().map(|v| i32::try_from(v).ok()).collect::<Option<_>>()?;
-            Tensor::from_slice(dims, &values).ok()
-        }
-        _ => None,
-    }
 }

@@ -10,10 +10,10 @@ use std::{
 };
 
 use midtread_graph::{
-    Dim, Graph, Model, Node, Type, TypeKind, ValueId,
+    AttrValue, DataType, Dim, Function, Graph, Model, Node, Tensor, Type, TypeKind, ValueId,
     model::{canonical_domain, opset_of},
 };
-use midtread_ops::{InferCtx, Info, SymDim};
+use midtread_ops::{Args, EvalCtx, InferCtx, Info, OpDef, Pool, SymDim};
 
 use crate::{
     error::Error,
@@ -58,17 +58,43 @@ pub struct Inference {
 
 /// Applies the shape rules of all nodes, in their order, which must be topological.
 ///
-/// Graphs in attributes are inferred with what is known around them. Nodes whose operator is not in the table, and calls
-/// of functions, give what the file says of their outputs.
+/// Graphs in attributes and functions are inferred with what is known where they are used. Nodes whose operator is not
+/// in the table give what the file says of their outputs, and so do those beyond a bound on the work, which only graphs
+/// nested on purpose reach.
 pub fn infer(model: &Model) -> Inference {
-    Scope { model, n_fresh: &Cell::new(0), outer: None }.infer(&model.graph, None)
+    let n_nodes =
+        model.graph.nodes.len() + model.functions.iter().map(|f| f.body.nodes.len()).sum::<usize>();
+    let scope = Scope {
+        model,
+        imports: &model.opset_imports,
+        n_fresh: &Cell::new(0),
+        n_left: &Cell::new(MIN_WORK + WORK_PER_NODE * n_nodes),
+        pool: &Pool::default(),
+        depth: 0,
+        outer: None,
+    };
+    scope.infer(&model.graph, None)
 }
+
+/// Nodes of bodies and functions that are looked at: a loop's body up to eight times, and so on inside of it.
+const MIN_WORK: usize = 100_000;
+const WORK_PER_NODE: usize = 64;
+
+/// Functions call functions at most this deep.
+const MAX_DEPTH: usize = 32;
 
 /// One graph among those that enclose it.
 struct Scope<'a> {
     model: &'a Model,
+    /// The operator sets of the model, or of the function that this is a part of.
+    imports: &'a [(String, i64)],
     /// Counts the symbols made so far in the whole model.
     n_fresh: &'a Cell<usize>,
+    /// Nodes inside of others that may still be looked at.
+    n_left: &'a Cell<usize>,
+    pool: &'a Pool,
+    /// How many functions this is inside of.
+    depth: usize,
     /// The graph around this one, as far as it is inferred, and its scope.
     outer: Option<(&'a Scope<'a>, &'a Graph, &'a [Info])>,
 }
@@ -107,11 +133,15 @@ impl Scope<'_> {
             let value = graph.value(*id);
             let info = &mut result.infos[id.idx()];
             *info = match &value.constant {
-                Some(tensor) if !is_input[id.idx()] => {
+                // Before IR version 4 every constant is listed as an input.
+                Some(tensor) if !is_input[id.idx()] || self.model.ir_version < 4 => {
                     Info { constant: Some(tensor.clone()), ..Info::of(tensor) }
                 }
                 _ => value.ty.as_ref().map(Info::declared).unwrap_or_default(),
             };
+            if self.outer.is_none() && given.is_none() {
+                name_dims(info, value.name());
+            }
         }
         for (id, info) in graph.inputs.iter().zip(given.into_iter().flatten()) {
             let ty = graph.value(*id).ty.as_ref();
@@ -153,22 +183,21 @@ impl Scope<'_> {
         inputs: &[Option<Info>],
         bodies: &RefCell<BTreeMap<usize, Inference>>,
     ) -> Result<Vec<Info>, String> {
-        let key = (canonical_domain(&node.domain), &node.op_type, &node.overload);
-        let function = self
-            .model
-            .functions
-            .iter()
-            .find(|f| (canonical_domain(&f.domain), &f.name, &f.overload) == key);
+        if let Some(function) = self.function(node) {
+            return Ok(self.call(function, node, inputs));
+        }
         let (def, opset) = match (
             midtread_ops::find(&node.domain, &node.op_type),
-            opset_of(&self.model.opset_imports, &node.domain),
+            opset_of(self.imports, &node.domain),
         ) {
-            _ if function.is_some() => return Ok(Vec::new()),
             (Some(def), Some(opset)) => (def, opset),
             _ => return Ok(Vec::new()),
         };
         def.check(node, opset).map_err(|err| err.to_string())?;
         let body = |body: &Graph, given: Vec<Info>| {
+            if !self.spend(body) {
+                return Vec::new();
+            }
             let scope = Scope { outer: Some((self, graph, infos)), ..*self };
             let inference = scope.infer(body, Some(given));
             let outputs = body.outputs.iter().map(|id| inference.infos[id.idx()].clone()).collect();
@@ -179,7 +208,90 @@ impl Scope<'_> {
         };
         let mut ctx = InferCtx::new(node, opset, inputs, self.n_fresh).with_bodies(&body);
         (def.infer)(&mut ctx).map_err(|err| err.to_string())?;
-        Ok(ctx.into_outputs())
+        let mut outputs = ctx.into_outputs();
+        if let Some(tensors) = self.evaluated(def, opset, node, inputs) {
+            for (info, tensor) in outputs.iter_mut().zip(tensors) {
+                *info = Info { constant: Some(tensor.clone()), ..Info::of(&tensor) };
+            }
+        }
+        Ok(outputs)
+    }
+
+    /// What a node of [`SMALL`] makes of small tensors that are all known. Of more than one dimension, or of another
+    /// type than integers, the shape rules do not follow elements.
+    fn evaluated(
+        &self,
+        def: &OpDef,
+        opset: i64,
+        node: &Node,
+        inputs: &[Option<Info>],
+    ) -> Option<Vec<Tensor>> {
+        if !node.domain.is_empty() || !SMALL.contains(&node.op_type.as_str()) || inputs.is_empty() {
+            return None;
+        }
+        let known = |info: &Option<Info>| match info {
+            None => Some(None),
+            Some(Info { constant: Some(tensor), .. }) => {
+                (tensor.as_bytes().len() <= MAX_SMALL).then(|| Some(tensor.to_aligned()))
+            }
+            Some(info) => tensor_of(info).map(Some),
+        };
+        let args = Args(inputs.iter().map(known).collect::<Option<_>>()?);
+        self.pool.set_max_tensor(MAX_SMALL);
+        def.evaluate_tensors(&EvalCtx { node, opset, pool: self.pool }, args).ok()
+    }
+
+    /// The model's function that the node calls.
+    fn function(&self, node: &Node) -> Option<&Function> {
+        let key = (canonical_domain(&node.domain), &node.op_type, &node.overload);
+        self.model
+            .functions
+            .iter()
+            .find(|f| (canonical_domain(&f.domain), &f.name, &f.overload) == key)
+    }
+
+    /// What a function gives for these inputs. Nothing, where it leads too deep.
+    fn call(&self, function: &Function, node: &Node, inputs: &[Option<Info>]) -> Vec<Info> {
+        if MAX_DEPTH <= self.depth || !self.spend(&function.body) {
+            return Vec::new();
+        }
+        let mut body = function.body.clone();
+        resolve_attrs(&mut body, function, node);
+        let given = inputs.iter().map(|info| info.clone().unwrap_or_default()).collect();
+        let scope =
+            Scope { imports: &function.opset_imports, depth: self.depth + 1, outer: None, ..*self };
+        let inference = scope.infer(&body, Some(given));
+        body.outputs.iter().map(|id| inference.infos[id.idx()].clone()).collect()
+    }
+
+    /// Whether there is work left for a graph.
+    fn spend(&self, graph: &Graph) -> bool {
+        let left = self.n_left.get().checked_sub(1 + graph.nodes.len());
+        self.n_left.set(left.unwrap_or(0));
+        left.is_some()
+    }
+}
+
+/// Attributes that are the caller's, as this call has them; without one, the function's default, or none.
+fn resolve_attrs(body: &mut Graph, function: &Function, call: &Node) {
+    for node in &mut body.nodes {
+        node.attrs.retain_mut(|attr| {
+            if let AttrValue::Ref { name, .. } = &attr.value {
+                let default = function.attribute_defaults.iter().find(|a| a.name == *name);
+                match call.attr(name).or(default.map(|a| &a.value)) {
+                    Some(value) => attr.value = value.clone(),
+                    None => return false,
+                }
+            }
+            match &mut attr.value {
+                AttrValue::Graph(graph) => resolve_attrs(graph, function, call),
+                AttrValue::Graphs(graphs) => {
+                    graphs.iter_mut().for_each(|graph| resolve_attrs(graph, function, call));
+                }
+                _ => {}
+            }
+            true
+        });
     }
 }
 
@@ -230,6 +342,83 @@ fn merge(inferred: Info, ty: Option<&Type>, is_output: bool) -> (Info, Option<St
     // Without an element type nothing is written, and there is nothing to correct.
     let contradiction = contradiction.filter(|_| info.elem.is_some());
     (info, contradiction)
+}
+
+/// Operators that sizes are computed with, and whose work is no more than they take and make.
+const SMALL: &[&str] = &[
+    "Add",
+    "And",
+    "Cast",
+    "Ceil",
+    "Concat",
+    "ConstantOfShape",
+    "Div",
+    "Equal",
+    "Expand",
+    "Flatten",
+    "Floor",
+    "Gather",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Min",
+    "Mod",
+    "Mul",
+    "Neg",
+    "Not",
+    "Or",
+    "Range",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "Reshape",
+    "ScatterElements",
+    "ScatterND",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Sub",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+    "Where",
+];
+
+/// Bytes of a tensor that is followed element by element.
+const MAX_SMALL: usize = 8192;
+
+/// The tensor that an inferred value of at most one dimension is, if every element is an integer that is known.
+pub(crate) fn tensor_of(info: &Info) -> Option<Tensor> {
+    if let Some(tensor) = &info.constant {
+        let is_int = matches!(tensor.dtype(), DataType::Int64 | DataType::Int32);
+        let is_small = tensor.dims().len() <= 1 && tensor.as_bytes().len() <= MAX_SMALL;
+        return (is_int && is_small).then(|| tensor.clone());
+    }
+    let values: Vec<i64> =
+        info.value.as_ref()?.iter().map(SymDim::as_known).collect::<Option<_>>()?;
+    let dims = info.dims.as_ref()?.iter().map(|d| usize::try_from(d.as_known()?).ok());
+    let dims: Vec<usize> = dims.collect::<Option<_>>()?;
+    match info.elem? {
+        DataType::Int64 => Tensor::from_slice(dims, &values).ok(),
+        DataType::Int32 => {
+            let values: Vec<i32> =
+                values.into_iter().map(|v| i32::try_from(v).ok()).collect::<Option<_>>()?;
+            Tensor::from_slice(dims, &values).ok()
+        }
+        _ => None,
+    }
+}
+
+/// Gives sizes of an input that the file leaves open the names by which [`fix_dims`] knows them: `pixels:0`.
+fn name_dims(info: &mut Info, input: &str) {
+    for (axis, dim) in info.dims.iter_mut().flatten().enumerate() {
+        if *dim == SymDim::Unknown {
+            *dim = SymDim::symbol(&format!("{input}:{axis}"));
+        }
+    }
 }
 
 /// Whether nothing is known, or only that it is a size that the data decides.

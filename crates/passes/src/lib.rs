@@ -18,13 +18,27 @@ pub mod fold_constants;
 pub mod fold_shapes;
 mod fuse;
 pub mod fuse_add;
+pub mod fuse_attention;
 pub mod fuse_batch_norm;
+pub mod fuse_gelu;
+pub mod fuse_hard_swish;
+pub mod fuse_layer_norm;
 pub mod fuse_mul;
+pub mod fuse_pad;
+pub mod fuse_rms_norm;
+pub mod fuse_silu;
+pub mod fuse_skip_layer_norm;
 pub mod infer_shapes;
 pub mod initializers_from_inputs;
 pub mod inline_functions;
+pub mod merge_casts;
+pub mod merge_reshapes;
+pub mod merge_transposes;
+mod pattern;
 pub mod prepare;
 pub mod remove_unused;
+pub mod share_constants;
+pub mod share_nodes;
 pub mod upgrade_opset;
 mod view;
 
@@ -42,9 +56,22 @@ pub static PASSES: &[&PassDef] = &[
     &constants_to_initializers::DEF,
     &infer_shapes::DEF,
     &upgrade_opset::DEF,
+    &merge_transposes::DEF,
+    &merge_reshapes::DEF,
+    &merge_casts::DEF,
     &eliminate_identity::DEF,
     &fold_shapes::DEF,
     &fold_constants::DEF,
+    &share_constants::DEF,
+    &share_nodes::DEF,
+    &fuse_gelu::DEF,
+    &fuse_layer_norm::DEF,
+    &fuse_rms_norm::DEF,
+    &fuse_hard_swish::DEF,
+    &fuse_silu::DEF,
+    &fuse_attention::DEF,
+    &fuse_skip_layer_norm::DEF,
+    &fuse_pad::DEF,
     &fuse_batch_norm::DEF,
     &fuse_mul::DEF,
     &fuse_add::DEF,

@@ -59,52 +59,83 @@ pub fn upgrade(model: &mut Model, target: i64) -> Result<Vec<Change>, Vec<Skip>>
         )]);
     }
 
-    let mut skips = Vec::new();
-    let mut changes = Vec::new();
-    let mut upgrade =
-        Upgrade { graph: model.graph.clone(), rewrite: Rewrite::default(), node: 0, target };
-    for i in 0..upgrade.graph.nodes.len() {
-        upgrade.node = i;
-        let node = &upgrade.graph.nodes[i];
-        let (label, op_type) = (upgrade.graph.label(node).to_owned(), node.op_type.clone());
-        if !midtread_graph::model::canonical_domain(&node.domain).is_empty() {
-            continue;
-        }
-        if node.subgraphs().next().is_some() {
-            skips.push(refuse(&label, format!("{op_type} has a subgraph")));
-            continue;
-        }
-        let is_known = midtread_ops::find("", &op_type).is_some()
-            || CHANGES.iter().any(|c| c.op_types.contains(&&*op_type));
-        if !is_known {
-            skips.push(refuse(&label, format!("operator {op_type} is not supported")));
-            continue;
-        }
-        for change in CHANGES.iter().filter(|c| from < c.version && c.version <= target) {
-            // A conversion may rename the operator (Upsample).
-            let op_type = upgrade.graph.nodes[i].op_type.as_str();
-            if !change.op_types.contains(&op_type) {
-                continue;
-            }
-            let what = format!("has the form of {op_type}-{}", change.version);
-            match (change.convert)(&mut upgrade) {
-                Ok(true) => changes.push(Change { at: label.clone(), what: what.into() }),
-                Ok(false) => {}
-                Err(because) => skips.push(refuse(&label, because)),
-            }
-        }
-    }
+    let mut walk = Walk { from, target, skips: Vec::new(), changes: Vec::new() };
+    let graph = walk.graph(model.graph.clone(), String::new());
+    let Walk { skips, mut changes, .. } = walk;
     if !skips.is_empty() {
         return Err(skips);
     }
-    let Upgrade { mut graph, rewrite, .. } = upgrade;
-    rewrite.apply(&mut graph);
     model.graph = graph;
     model.set_opset("", target);
     model.ir_version = model.ir_version.max(ir_version(target));
     let what = format!("imports operator set {target} instead of {from}");
     changes.push(Change { at: name, what: what.into() });
     Ok(changes)
+}
+
+/// A walk over a graph and those in its nodes.
+struct Walk {
+    from: i64,
+    target: i64,
+    skips: Vec<Skip>,
+    changes: Vec<Change>,
+}
+
+impl Walk {
+    /// The graph, converted as far as it can be. New names begin with `prefix`: a body's must differ from those of the
+    /// graphs around it.
+    fn graph(&mut self, graph: Graph, prefix: String) -> Graph {
+        let (from, target) = (self.from, self.target);
+        let mut upgrade = Upgrade { graph, rewrite: Rewrite::default(), node: 0, target, prefix };
+        for i in 0..upgrade.graph.nodes.len() {
+            upgrade.node = i;
+            let node = &upgrade.graph.nodes[i];
+            let (label, op_type) = (upgrade.graph.label(node).to_owned(), node.op_type.clone());
+            let prefix = format!("{}{label}/", upgrade.prefix);
+            let mut attrs = std::mem::take(&mut upgrade.graph.nodes[i].attrs);
+            for attr in &mut attrs {
+                match &mut attr.value {
+                    AttrValue::Graph(body) => {
+                        **body = self.graph(std::mem::take(&mut **body), prefix.clone());
+                    }
+                    AttrValue::Graphs(bodies) => bodies.iter_mut().for_each(|body| {
+                        *body = self.graph(std::mem::take(body), prefix.clone());
+                    }),
+                    _ => {}
+                }
+            }
+            upgrade.graph.nodes[i].attrs = attrs;
+            let node = &upgrade.graph.nodes[i];
+            if !midtread_graph::model::canonical_domain(&node.domain).is_empty() {
+                continue;
+            }
+            let mut refuse = |because: String| {
+                self.skips.push(Skip { at: label.clone(), because: because.into() });
+            };
+            let is_known = midtread_ops::find("", &op_type).is_some()
+                || CHANGES.iter().any(|c| c.op_types.contains(&&*op_type));
+            if !is_known {
+                refuse(format!("operator {op_type} is not supported"));
+                continue;
+            }
+            for change in CHANGES.iter().filter(|c| from < c.version && c.version <= target) {
+                // A conversion may rename the operator (Upsample).
+                let op_type = upgrade.graph.nodes[i].op_type.as_str();
+                if !change.op_types.contains(&op_type) {
+                    continue;
+                }
+                let what = format!("has the form of {op_type}-{}", change.version);
+                match (change.convert)(&mut upgrade) {
+                    Ok(true) => self.changes.push(Change { at: label.clone(), what: what.into() }),
+                    Ok(false) => {}
+                    Err(because) => refuse(because),
+                }
+            }
+        }
+        let Upgrade { mut graph, rewrite, .. } = upgrade;
+        rewrite.apply(&mut graph);
+        graph
+    }
 }
 
 /// The oldest IR version that may import the version of the default operator set (onnx, `helper.py`).
@@ -192,13 +223,7 @@ static CHANGES: &[OpChange] = &[
         }
         Ok(true)
     }),
-    change(11, &["Resize"], |u| {
-        // A Resize that was an Upsample has its new form already.
-        if u.node().attr("coordinate_transformation_mode").is_some() {
-            return Ok(false);
-        }
-        Err("Resize-10 does not say where its pixels lie".to_owned())
-    }),
+    change(11, &["Resize"], resize_11),
     change(11, &["Scatter"], |u| {
         u.node_mut().op_type = "ScatterElements".to_owned();
         Ok(true)
@@ -210,6 +235,12 @@ static CHANGES: &[OpChange] = &[
     change(13, &["Softmax", "LogSoftmax", "Hardmax"], softmax_13),
     change(13, &["Squeeze", "Unsqueeze", "ReduceSum"], |u| u.ints_to_input("axes", 1)),
     change(13, &["Split"], |u| u.ints_to_input("split", 1)),
+    change(13, &["Resize"], |u| match u.node().str("coordinate_transformation_mode") {
+        Some("tf_half_pixel_for_nn") => {
+            Err("Resize has no `tf_half_pixel_for_nn` any more since version 13".to_owned())
+        }
+        _ => Ok(false),
+    }),
     change(14, &["BatchNormalization"], |u| {
         u.outputs_unused(1, "it is in training mode")?;
         Ok(false)
@@ -251,9 +282,7 @@ static CHANGES: &[OpChange] = &[
         u.node_mut().set_attr("mode", AttrValue::String(mode.into()));
         Ok(true)
     }),
-    change(21, &["GroupNormalization"], |_| {
-        Err("GroupNormalization has a scale per channel, no longer per group".to_owned())
-    }),
+    change(21, &["GroupNormalization"], group_norm_21),
 ];
 
 /// A graph while it is converted, and the node that is.
@@ -262,6 +291,8 @@ struct Upgrade {
     rewrite: Rewrite,
     node: usize,
     target: i64,
+    /// What new names begin with.
+    prefix: String,
 }
 
 impl Upgrade {
@@ -280,7 +311,7 @@ impl Upgrade {
     }
 
     fn set_input(&mut self, i: usize, what: &str, tensor: Tensor) -> Result<bool, String> {
-        let name = format!("{}_{what}", self.graph.label(self.node()));
+        let name = format!("{}{}_{what}", self.prefix, self.graph.label(self.node()));
         let id = self.graph.add_constant(&name, tensor);
         let inputs = &mut self.node_mut().inputs;
         if inputs.len() <= i {
@@ -320,7 +351,7 @@ impl Upgrade {
     }
 
     fn fresh(&mut self, what: &str) -> ValueId {
-        let name = format!("{}_{what}", self.graph.label(self.node()));
+        let name = format!("{}{}_{what}", self.prefix, self.graph.label(self.node()));
         self.graph.fresh(&name)
     }
 }
@@ -374,5 +405,75 @@ fn upsample_to_resize(u: &mut Upgrade) -> Result<bool, String> {
     node.inputs[1] = Some(roi);
     node.set_attr("coordinate_transformation_mode", AttrValue::String("asymmetric".into()));
     node.set_attr("nearest_mode", AttrValue::String("floor".into()));
+    Ok(true)
+}
+
+/// Resize-10 takes pixels at multiples of the scale; the nearest one by cutting off where the picture grows, and the next
+/// one where it shrinks (ONNX Runtime; the specification did not say).
+fn resize_11(u: &mut Upgrade) -> Result<bool, String> {
+    // A Resize that was an Upsample has its new form already.
+    if u.node().attr("coordinate_transformation_mode").is_some() {
+        return Ok(false);
+    }
+    let Some(scales) = u.node().input(1) else { return Err("it has no `scales`".to_owned()) };
+    let nearest = match u.node().str("mode") {
+        Some("linear") => None,
+        _ => {
+            let constant = u.graph.constant(scales).and_then(|t| t.to_vec::<f32>().ok());
+            let scales = constant.ok_or("its `scales` are not constant")?;
+            match (scales.iter().all(|&s| 1.0 <= s), scales.iter().all(|&s| s <= 1.0)) {
+                (true, _) => Some("floor"),
+                (false, true) => Some("ceil"),
+                (false, false) => {
+                    return Err("it makes one side larger and another smaller".to_owned());
+                }
+            }
+        }
+    };
+    let roi = u.fresh("roi");
+    u.graph.set_constant(roi, Tensor::vector::<f32>(&[]));
+    let node = u.node_mut();
+    node.inputs = vec![node.inputs[0], Some(roi), Some(scales)];
+    node.set_attr("coordinate_transformation_mode", AttrValue::String("asymmetric".into()));
+    if let Some(mode) = nearest {
+        node.set_attr("nearest_mode", AttrValue::String(mode.into()));
+    }
+    Ok(true)
+}
+
+/// A scale and a bias per channel, which were per group: each is repeated for the channels of its group.
+fn group_norm_21(u: &mut Upgrade) -> Result<bool, String> {
+    let node = u.node();
+    let groups = node.int("num_groups").and_then(|n| usize::try_from(n).ok()).filter(|&n| 0 < n);
+    let groups = groups.ok_or("it has no `num_groups`")?;
+    let channels = node.input(0).and_then(|x| u.graph.type_of(x)?.dims()?.get(1)?.known());
+    let channels = channels.ok_or("the number of its channels is not known")?;
+    if channels % groups != 0 {
+        return Err(format!("{channels} channels do not divide into {groups} groups"));
+    }
+    for (i, what) in [(1, "scale"), (2, "bias")] {
+        let id = u.node().input(i).ok_or_else(|| format!("it has no `{what}`"))?;
+        // One row a group, as wide as the group, and flat again.
+        let [column, wide, flat] =
+            ["column", "wide", "per_channel"].map(|step| u.fresh(&format!("{what}_{step}")));
+        let name = format!("{}{}_{what}", u.prefix, u.graph.label(u.node()));
+        let mut constant = |step: &str, ints: &[i64]| {
+            u.graph.add_constant(&format!("{name}_{step}"), Tensor::vector(ints))
+        };
+        let (n, size) = (groups as i64, (channels / groups) as i64);
+        let (rows, sizes, all) = (
+            constant("rows", &[n, 1]),
+            constant("sizes", &[n, size]),
+            constant("channels", &[n * size]),
+        );
+        let at = u.node;
+        let nodes = [
+            Node::new("Reshape", &format!("{name}_reshape"), [id, rows], [column]),
+            Node::new("Expand", &format!("{name}_expand"), [column, sizes], [wide]),
+            Node::new("Reshape", &format!("{name}_flatten"), [wide, all], [flat]),
+        ];
+        nodes.into_iter().for_each(|node| u.rewrite.insert_before(at, node));
+        u.node_mut().inputs[i] = Some(flat);
+    }
     Ok(true)
 }

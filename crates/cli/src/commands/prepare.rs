@@ -20,6 +20,8 @@ use crate::{
 #[command(after_help = "Examples:
   midtread prepare model.onnx -o model.prepared.onnx
   midtread prepare model.onnx --dim batch=1 --without fuse_batch_norm
+  midtread prepare model.onnx --opset 23 --with fuse_attention
+  midtread prepare model.onnx --only infer_shapes
   midtread prepare --list")]
 pub(crate) struct Prepare {
     /// The model
@@ -97,12 +99,17 @@ impl Prepare {
 
 fn list(context: &Context) -> Outcome {
     if context.json {
-        let passes: Vec<_> =
-            PASSES.iter().map(|p| json!({ "name": p.name, "summary": p.summary })).collect();
+        let passes: Vec<_> = PASSES
+            .iter()
+            .map(|p| json!({ "name": p.name, "default": p.is_default, "summary": p.summary }))
+            .collect();
         context.print_json(&json!(passes));
     }
-    let mut rows = vec![vec!["pass".to_owned(), "what it does".to_owned()]];
-    rows.extend(PASSES.iter().map(|p| vec![p.name.to_owned(), p.summary.to_owned()]));
+    let mut rows = vec![["pass", "default", "what it does"].map(str::to_owned).to_vec()];
+    rows.extend(PASSES.iter().map(|p| {
+        let default = if p.is_default { "yes" } else { "--with" };
+        [p.name, default, p.summary].map(str::to_owned).to_vec()
+    }));
     context.say(table(&rows).trim_end());
     Outcome::Done
 }

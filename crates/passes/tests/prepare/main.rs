@@ -3,3 +3,4 @@
 mod common;
 mod fuse;
 mod passes;
+mod patterns;

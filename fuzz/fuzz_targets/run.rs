@@ -1,0 +1,3 @@
+#![no_main]
+
+midtread_fuzz::target!(midtread_fuzz::targets::run);
