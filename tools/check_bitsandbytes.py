@@ -9,6 +9,10 @@ fails if a byte of codes, scales or states differs (nested scales: see below), o
 
 Nested scales subtract a mean that torch adds up in an order of its own, so offsets may differ by rounding, and with
 them a code at a border; their error is compared instead.
+
+    ENV/bin/python tools/check_bitsandbytes.py --golden testdata/golden
+
+writes the files that the Rust tests compare with.
 """
 
 import json
@@ -124,7 +128,30 @@ def check_int8(weights, loaded):
     return ok, *errors
 
 
+def golden(folder):
+    """Two layers, and what bitsandbytes saves of them in each format."""
+    torch.manual_seed(3)
+    weights = {"a.weight": torch.randn(5, 77) * 0.02, "b.weight": (torch.randn(4, 64) * 0.02).half()}
+    save_file(weights, folder / "bitsandbytes_model.safetensors", metadata={"format": "pt"})
+    for quant_type in ("nf4", "fp4"):
+        tensors = {}
+        for name, weight in weights.items():
+            packed, state = F.quantize_4bit(weight, blocksize=64, quant_type=quant_type)
+            tensors[name] = packed
+            tensors |= {f"{name}.{key}": value for key, value in state.as_dict(packed=True).items()}
+        save_file(tensors, folder / f"bitsandbytes_{quant_type}.safetensors")
+    # float16 only: from other types bitsandbytes rounds twice.
+    layer = bnb.nn.Linear8bitLt(64, 4, bias=False, has_fp16_weights=False)
+    layer.weight = bnb.nn.Int8Params(weights["b.weight"].clone(), requires_grad=False, has_fp16_weights=False)
+    layer.to("cpu")
+    tensors = {f"b.{key}": value.contiguous() for key, value in layer.state_dict().items()}
+    save_file(tensors, folder / "bitsandbytes_llm_int8.safetensors")
+
+
 def main():
+    if sys.argv[1:2] == ["--golden"]:
+        golden(Path(sys.argv[2]))
+        return
     midtread = sys.argv[1] if 1 < len(sys.argv) else "target/release/midtread"
     failed = False
     print(f"bitsandbytes {bnb.__version__}, torch {torch.__version__}")

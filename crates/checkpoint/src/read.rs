@@ -1,5 +1,6 @@
 //! A piece of a tensor as `f32`, whatever it is stored as.
 
+use midtread_kernels::formats::floats;
 use midtread_num::formats::{Shape, Sharing, nested};
 
 use crate::checkpoint::Checkpoint;
@@ -78,14 +79,10 @@ fn read_plain(
     match kind {
         Values::F32 => unreachable!("read above"),
         Values::Bf16 => {
-            for (x, b) in values.iter_mut().zip(bytes.as_chunks().0) {
-                *x = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
-            }
+            floats::from_bf16(bytes.as_chunks().0, values);
         }
         Values::F16 => {
-            for (x, b) in values.iter_mut().zip(bytes.as_chunks().0) {
-                *x = midtread_num::formats::float::f16_value(u16::from_le_bytes(*b));
-            }
+            floats::from_f16(bytes.as_chunks().0, values);
         }
         Values::Float8(ty) => {
             for (x, b) in values.iter_mut().zip(bytes) {

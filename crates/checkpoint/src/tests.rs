@@ -414,6 +414,42 @@ fn kept_tensors_have_a_reason_and_globs_are_followed() {
     assert_eq!(plan.remarks, ["no tensor matches `nothing*`"]);
 }
 
+#[test]
+fn keys_and_bytes_are_those_that_bitsandbytes_saves() {
+    let folder = tempfile::tempdir().unwrap();
+    let golden = midtread_testkit::root().join("testdata/golden");
+    let read = |checkpoint: &Checkpoint, i: usize| {
+        let mut bytes = vec![0; checkpoint.tensors[i].n_bytes as usize];
+        checkpoint.read(i, 0, &mut bytes).unwrap();
+        bytes
+    };
+    for name in ["nf4", "fp4", "llm_int8"] {
+        let to = folder.path().join("out.safetensors");
+        let weights = Weights::named(name).unwrap();
+        let ours =
+            convert_all(&golden.join("bitsandbytes_model.safetensors"), weights, &to).unwrap();
+        let theirs = golden.join(format!("bitsandbytes_{name}.safetensors"));
+        let theirs = Checkpoint::open(&theirs).unwrap();
+        for (i, tensor) in theirs.tensors.iter().enumerate() {
+            let k = ours.tensors.iter().position(|t| t.name == tensor.name);
+            let k = k.unwrap_or_else(|| panic!("{name}: no key `{}`", tensor.name));
+            let (ours_bytes, theirs_bytes) = (read(&ours, k), read(&theirs, i));
+            assert_eq!(ours.tensors[k].dtype, tensor.dtype, "{}", tensor.name);
+            if tensor.name.contains("quant_state") {
+                let json =
+                    |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+                assert_eq!(json(&ours_bytes), json(&theirs_bytes), "{}", tensor.name);
+            } else {
+                assert_eq!(ours.tensors[k].dims, tensor.dims, "{name}: {}", tensor.name);
+                assert_eq!(ours_bytes, theirs_bytes, "{name}: {}", tensor.name);
+            }
+        }
+        // And theirs is read as what it is.
+        let back = values(&folder, &golden.join(format!("bitsandbytes_{name}.safetensors")));
+        assert_eq!(back["b.weight"], values(&folder, &to)["b.weight"]);
+    }
+}
+
 // Files that are not what they should be.
 
 fn refused(folder: &TempDir, name: &str, bytes: &[u8], word: &str) {

@@ -6,7 +6,7 @@
 //! defines; its tests walk the list and compare.
 //!
 //! Architecture invariant: no kernel decides anything about quantization. Scales, zero points and
-//! ranges come in as arguments.
+//! ranges come in as arguments; only in [`formats`] the definition says how they are chosen.
 //!
 //! Architecture invariant: a result does not depend on the number of threads.
 
@@ -40,6 +40,7 @@ pub mod conv;
 #[cfg(feature = "std")]
 pub mod elementwise;
 #[cfg(feature = "std")]
+pub mod formats;
 pub mod gemm;
 #[cfg(feature = "std")]
 pub mod grad;
@@ -77,6 +78,8 @@ static DESCRIBE: &[variant::Describe] = &[
     int8::describe,
     quantized::describe,
     quantize::variants,
+    #[cfg(feature = "std")]
+    formats::variants,
     min_max::variants,
     #[cfg(feature = "std")]
     histogram::variants,
