@@ -1,6 +1,6 @@
 //! 16-bit floats: `f32` to their bits and back.
 
-use crate::simd::autovec;
+use crate::autovec::autovec;
 use crate::variant::{VariantInfo, describe, select};
 
 pub(super) fn variants() -> Vec<VariantInfo> {

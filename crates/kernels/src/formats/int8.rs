@@ -6,7 +6,7 @@ use midtread_num::formats::int;
 use super::{MAGIC, max_abs_bits, small_integer};
 use crate::min_max::INFINITY_BITS;
 use crate::quantize::quantize_i8;
-use crate::simd::autovec;
+use crate::autovec::autovec;
 use crate::variant::{VariantInfo, describe, select};
 
 pub(super) fn variants() -> Vec<VariantInfo> {

@@ -9,7 +9,7 @@ use super::floats::{f16_saturated, from_f16};
 use super::int8::MAX_ABS;
 use super::small_integer;
 use crate::min_max::INFINITY_BITS;
-use crate::simd::autovec;
+use crate::autovec::autovec;
 use crate::variant::{VariantInfo, describe, select};
 
 pub(super) fn variants() -> Vec<VariantInfo> {

@@ -3,7 +3,7 @@
 use super::floats::f16_saturated;
 use super::{MAGIC, small_integer};
 use crate::min_max::INFINITY_BITS;
-use crate::simd::autovec;
+use crate::autovec::autovec;
 use crate::variant::{VariantInfo, describe, select};
 
 pub(super) fn variants() -> Vec<VariantInfo> {
