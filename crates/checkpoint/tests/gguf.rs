@@ -37,7 +37,7 @@ fn the_gguf_package_reads_keys_types_sizes_and_values() {
         let options = Options::new(Weights::named(name).unwrap(), Container::Gguf);
         let plan = plan(&checkpoint, &options).unwrap();
         convert(&checkpoint, &plan, &options, &to, &Run::ALONE).unwrap();
-        let script = root().join("crates/checkpoint/tests/gguf.py");
+        let script = root().join("crates/checkpoint/tests/read_gguf.py");
         let output = Command::new(&python).arg(script).arg(&to).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{name}: {stderr}");

@@ -41,6 +41,7 @@ pub mod conv;
 pub mod elementwise;
 #[cfg(feature = "std")]
 pub mod formats;
+#[cfg(feature = "std")]
 pub mod gemm;
 #[cfg(feature = "std")]
 pub mod grad;

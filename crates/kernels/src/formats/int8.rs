@@ -4,9 +4,9 @@ use midtread_num::QRange;
 use midtread_num::formats::int;
 
 use super::{MAGIC, max_abs_bits, small_integer};
+use crate::autovec::autovec;
 use crate::min_max::INFINITY_BITS;
 use crate::quantize::quantize_i8;
-use crate::autovec::autovec;
 use crate::variant::{VariantInfo, describe, select};
 
 pub(super) fn variants() -> Vec<VariantInfo> {

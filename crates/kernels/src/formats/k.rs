@@ -4,12 +4,13 @@
 //! side by side, one a lane, each exactly as `midtread_num::formats::ggml::fit` does it.
 
 use midtread_num::formats::ggml::{self, Block, MAX_BLOCK, fit};
+use midtread_num::formats::{Format, Matrix};
 
 use super::floats::{f16_saturated, from_f16};
 use super::int8::MAX_ABS;
 use super::small_integer;
-use crate::min_max::INFINITY_BITS;
 use crate::autovec::autovec;
+use crate::min_max::INFINITY_BITS;
 use crate::variant::{VariantInfo, describe, select};
 
 pub(super) fn variants() -> Vec<VariantInfo> {
@@ -86,8 +87,17 @@ pub fn rows(
     );
     assert_eq!(blocks.len(), src.len() / MAX_BLOCK * n_bytes, "the bytes of the blocks");
     assert!(importance.is_none_or(|w| w.len() == cols), "an importance a column");
-    if INFINITY_BITS <= select(MAX_ABS)(src) {
+    let max_abs_bits = select(MAX_ABS)(src);
+    if INFINITY_BITS <= max_abs_bits {
         return false;
+    }
+    let largest = f32::from_bits(max_abs_bits);
+    let heaviest = importance.map_or(1.0, |w| w.iter().fold(0.0, |max: f32, w| max.max(w.abs())));
+    // The losses grow with the cube of the values. Where a sum could overflow, what is not a number is compared, and a
+    // lane would have to branch as the definition does: nobody's weights are as large.
+    if !(largest <= 1e10 && largest * heaviest <= 1e12) {
+        by_definition(ty, src, importance, cols, blocks);
+        return true;
     }
     let per_row = cols / MAX_BLOCK;
     let columns = |i: usize| {
@@ -126,6 +136,20 @@ pub fn rows(
         }
     }
     true
+}
+
+fn by_definition(
+    ty: KType,
+    src: &[f32],
+    importance: Option<&[f32]>,
+    cols: usize,
+    blocks: &mut [u8],
+) {
+    let mut format = Format::named(ty.name()).expect("a format of the list");
+    format.settings.importance = importance;
+    let matrix = Matrix::new(src, cols).expect("whole rows");
+    let codes = format.quantize(&matrix).expect("finite values");
+    blocks.copy_from_slice(&format.pack(&codes, matrix.shape())[0]);
 }
 
 /// Where a search looks: `fit::Steps` for sixteen sub-blocks.

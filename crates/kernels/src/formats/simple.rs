@@ -2,8 +2,8 @@
 
 use super::floats::f16_saturated;
 use super::{MAGIC, small_integer};
-use crate::min_max::INFINITY_BITS;
 use crate::autovec::autovec;
+use crate::min_max::INFINITY_BITS;
 use crate::variant::{VariantInfo, describe, select};
 
 pub(super) fn variants() -> Vec<VariantInfo> {
