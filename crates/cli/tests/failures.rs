@@ -155,7 +155,7 @@ fn options_that_are_not_known_or_contradict_each_other() {
         &["model.onnx", "--data", "good", "--calibrator", "minmax"],
         &["minmax", "min_max"],
     );
-    refuses(dir, &["model.onnx", "--data", "good", "--activations", "u9"], &["u9"]);
+    refuses(dir, &["model.onnx", "--data", "good", "--activations", "u17"], &["u17"]);
     refuses(dir, &["model.onnx", "--data", "good", "--target", "toaster"], &["toaster"]);
     refuses(dir, &["model.onnx", "--data", "good", "--exclude", "no_such_node"], &["no_such_node"]);
     refuses(dir, &["model.onnx", "--data", "good", "--without", "no_such_pass"], &["no_such_pass"]);
