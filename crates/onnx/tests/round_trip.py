@@ -47,6 +47,9 @@ def normalize(message, base):
             message.raw_data = f"{array.dtype}{array.shape}".encode() + array.tobytes()
     if isinstance(message, onnx.ModelProto) and message.model_version == 0:
         message.ClearField("model_version")
+    # Paddle's exporter writes -1 for a size that is not known, for which ONNX has the absence of one.
+    if isinstance(message, onnx.TensorShapeProto.Dimension) and message.dim_value < 0:
+        message.ClearField("dim_value")
     for field, value in list(message.ListFields()):
         if field.type == field.TYPE_MESSAGE:
             if isinstance(message, onnx.GraphProto) and field.name == "sparse_initializer":
