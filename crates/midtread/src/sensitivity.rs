@@ -1,4 +1,4 @@
-//! What measuring each layer alone ([`midtread_compare::sensitivity`]) is used for.
+//! What measuring each layer alone ([`midtread_compare::sensitivity()`]) is used for.
 
 use std::fmt::Write as _;
 
