@@ -197,7 +197,7 @@ fn avx512(job: &Job, rows: Range<usize>) {
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn avx512_vnni(job: &Job, rows: Range<usize>) {
     // The other kernel rounds numbers of any size.
-    if job.requant.is_small {
+    if job.requant.is_small_after(job.weights.kernel.iter().product()) {
         super::vnni_depthwise::run(job, rows);
     } else {
         avx512(job, rows);

@@ -22,6 +22,8 @@ pub struct Requant {
     pub(super) zero_point: i32,
     /// Whether every scaled sum is in the range of `i32`, because the scales are below 1.
     pub(super) is_small: bool,
+    /// The largest magnitude of a bias and of a scale; infinite where there are multipliers.
+    largest: [f64; 2],
 }
 
 /// From one sum to a code, with the same factor for all.
@@ -139,7 +141,12 @@ impl Requant {
         assert_eq!(bias.len(), scales.len(), "a bias and a scale for each channel");
         assert!(scales.iter().all(|s| s.is_finite()), "scales are numbers");
         let is_small = scales.iter().all(|scale| scale.abs() < 1.0);
-        Self { scales: filled(scales, 0.0), is_small, ..Self::empty(bias, codes, zero_point) }
+        let largest = [
+            bias.iter().map(|bias| f64::from(*bias).abs()).fold(0.0, f64::max),
+            scales.iter().map(|scale| f64::from(*scale).abs()).fold(0.0, f64::max),
+        ];
+        let scales = filled(scales, 0.0);
+        Self { scales, is_small, largest, ..Self::empty(bias, codes, zero_point) }
     }
 
     /// As [`Requant::new`], without floating point: [`Multiplier::requantize`].
@@ -197,7 +204,15 @@ impl Requant {
             codes,
             zero_point,
             is_small: false,
+            largest: [f64::INFINITY; 2],
         }
+    }
+
+    /// Whether every scaled sum of so many products of a `u8` and an `i8` is in the range of `i32`, with room for what
+    /// rounding adds.
+    pub(super) fn is_small_after(&self, n_products: usize) -> bool {
+        let [bias, scale] = self.largest;
+        self.is_small || (bias + n_products as f64 * 32640.0) * scale < 1_073_741_824.0
     }
 
     /// What concerns the sixteen channels from `channel` on.

@@ -28,6 +28,8 @@ fn requant(n: usize, seed: u64, is_signed: bool, zero_point: i32) -> (Requant, V
     // Now and then one that brings sums out of the range of `i32`.
     if bytes[0] < 32 {
         scales[n / 2] = 3.0e6;
+    } else if bytes[0] < 96 {
+        scales[n / 2] = 3.5;
     }
     let codes = if is_signed { [-128, 127] } else { [0, 255] };
     (Requant::new(&bias, &scales, codes, zero_point), bias, scales)

@@ -218,9 +218,10 @@ impl ToCodes {
         }
     }
 
-    /// The codes of four times sixteen numbers, which are in the range of `i32` ([`Requant::is_small`]): the first
-    /// four of each, then the next four of each and so on. Clamping what is rounded is the same as rounding what is clamped, because the bounds
-    /// are integers, and so is doing it after sums that saturate beyond the bounds.
+    /// The codes of four times sixteen numbers, which are in the range of `i32` ([`Requant::is_small`],
+    /// [`Requant::is_small_after`]): the first four of each, then the next four of each and so on. Clamping what is
+    /// rounded is the same as rounding what is clamped, because the bounds are integers, and so is doing it after sums
+    /// that saturate beyond the bounds.
     #[inline]
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     pub(super) fn codes(&self, numbers: [__m512; 4]) -> __m512i {
