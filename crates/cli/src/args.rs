@@ -103,6 +103,28 @@ pub(crate) struct DataArgs {
     pub(crate) random: Option<NonZero<usize>>,
 }
 
+/// By what a model is judged.
+#[derive(ClapArgs)]
+pub(crate) struct JudgeArgs {
+    /// The right answers to --data: CSV (file,label), JSON ({"file": label}) or an IDX file
+    #[arg(long, value_name = "FILE", conflicts_with = "valid")]
+    pub(crate) labels: Option<PathBuf>,
+    /// Judge by these samples instead of those of --data
+    #[arg(long, value_name = "PATH")]
+    pub(crate) valid: Option<PathBuf>,
+    /// The right answers to them
+    #[arg(long, value_name = "FILE", requires = "valid")]
+    pub(crate) valid_labels: Option<PathBuf>,
+}
+
+impl JudgeArgs {
+    /// The first of these options that was given.
+    pub(crate) fn used(&self) -> Option<&'static str> {
+        let given = [(self.labels.is_some(), "--labels"), (self.valid.is_some(), "--valid")];
+        given.into_iter().find_map(|(is_given, name)| is_given.then_some(name))
+    }
+}
+
 /// How the model is prepared.
 #[derive(ClapArgs)]
 pub(crate) struct PrepareArgs {

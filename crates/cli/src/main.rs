@@ -7,8 +7,8 @@
 mod args;
 mod commands;
 mod context;
+mod judging;
 mod pages;
-mod peer;
 mod progress;
 mod samples;
 mod table;

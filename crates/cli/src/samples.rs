@@ -19,19 +19,34 @@ pub(crate) fn open(
     model: &Model,
     context: &Context,
 ) -> anyhow::Result<DataSamples> {
-    let specs = InputSpec::of(model).map_err(Error::from)?;
-    let preprocess =
-        args.preprocess.as_deref().map(Preprocess::find).transpose().map_err(Error::from)?;
     let samples = match (&args.data, args.random) {
         (Some(path), _) => {
-            let options = data::Options { preprocess, limit: args.samples.map(|n| n.get()) };
-            samples::open(path, &specs, &options).map_err(Error::from)?
+            return open_at(path, args, args.samples.map(|n| n.get()), model, context);
         }
-        (None, Some(n)) => DataSamples(data::random(&specs, n.get(), 0).map_err(Error::from)?),
+        (None, Some(n)) => {
+            let specs = InputSpec::of(model).map_err(Error::from)?;
+            DataSamples(data::random(&specs, n.get(), 0).map_err(Error::from)?)
+        }
         (None, None) => {
             bail!("static quantization needs data: give --data PATH (or --random N, to try things)")
         }
     };
+    Ok(samples)
+}
+
+/// The samples at another path, made into inputs as the arguments say.
+pub(crate) fn open_at(
+    path: &Path,
+    args: &DataArgs,
+    limit: Option<usize>,
+    model: &Model,
+    context: &Context,
+) -> anyhow::Result<DataSamples> {
+    let specs = InputSpec::of(model).map_err(Error::from)?;
+    let preprocess =
+        args.preprocess.as_deref().map(Preprocess::find).transpose().map_err(Error::from)?;
+    let options = data::Options { preprocess, limit };
+    let samples = samples::open(path, &specs, &options).map_err(Error::from)?;
     if let Some(warning) = samples.0.warning() {
         context.warn(warning);
     }
@@ -39,7 +54,7 @@ pub(crate) fn open(
 }
 
 /// The right classes of each sample.
-pub(crate) fn labels(path: &Path, samples: &DataSamples) -> anyhow::Result<Vec<Vec<usize>>> {
+pub(crate) fn labels(path: &Path, samples: &dyn Samples) -> anyhow::Result<Vec<Vec<usize>>> {
     let labels = Labels::open(path).map_err(Error::from)?;
     let names = samples.names();
     let of = |(i, name): (usize, &String)| labels.get(i, name).map(<[usize]>::to_vec);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use midtread::{graph::Tensor, onnx};
-use midtread_testkit::root;
+use midtread_testkit::{oracle, root};
 use serde_json::Value;
 
 fn midtread(folder: &Path, args: &[&str]) -> Output {
@@ -185,7 +185,7 @@ fn sensitive_layers_are_kept_in_float_and_the_work_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn the_page_depends_on_inputs_and_options_alone() {
+fn the_page_depends_on_inputs_and_options_alone_but_for_times() {
     let (folder, mut data, _) = folder();
     let folder = folder.path();
     *data.last_mut().unwrap() = "8".to_owned();
@@ -193,7 +193,12 @@ fn the_page_depends_on_inputs_and_options_alone() {
         let more = ["-o", "int8.onnx", "--report", "page.html", "--threads", threads];
         let output = midtread(folder, &with(&["quantize", "model.onnx"], &data, &more));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        fs::read_to_string(folder.join("page.html")).unwrap()
+        let mut data = page_data(folder, "page.html");
+        for variant in data["variants"].as_array_mut().unwrap() {
+            assert!(variant["latencies"].as_array().is_some_and(|times| !times.is_empty()));
+            variant["latencies"] = Value::Null;
+        }
+        data.to_string()
     };
     let first = page("1");
     assert_eq!(first, page("3"));
@@ -252,4 +257,109 @@ fn size_accuracy_and_latency_stand_in_one_table() {
     let args = with(&["report", "model.onnx", "int8.onnx", "--python", "/no/python"], &data, &[]);
     let (status, _, stderr) = json(folder, &args);
     assert!(status == 2 && stderr.contains("/no/python"), "{stderr}");
+}
+
+#[test]
+fn tuning_takes_the_cheapest_model_that_keeps_its_quality() {
+    let (folder, data, labels) = folder();
+    let folder = folder.path();
+    let more = ["--labels", &labels, "--max-drop", "1%", "--four-bit", "-o", "tuned.onnx"];
+    let files = ["--report", "tune.html", "--save-plan", "tuned.plan"];
+    let few = ["--calibration-samples", "16", "--ranking-samples", "2"];
+    let args = with(&["tune", "model.onnx"], &data, &[&more[..], &files, &few].concat());
+    let (status, tuned, stderr) = json(folder, &args);
+    assert_eq!(status, 0, "{stderr}");
+    let trials = tuned["trials"].as_array().unwrap();
+    let best = &trials[tuned["best"].as_u64().unwrap() as usize];
+    let number = |trial: &Value, name: &str| trial[name].as_f64().unwrap();
+    // Nothing that keeps enough is smaller by more than a hundredth, and four bits are worth more than that here.
+    let within = |trial: &&Value| trial["quality"]["loss"].as_f64().unwrap() <= 0.01;
+    assert!(within(&best) && best["is_within"] == true, "{best}");
+    for trial in trials.iter().filter(within) {
+        assert!(number(best, "bytes") <= 1.01 * number(trial, "bytes"), "{trial}\n{best}");
+    }
+    assert!(0 < best["n_four_bit"].as_u64().unwrap(), "{best}");
+    assert!(trials.iter().any(|trial| trial["n_float"] == 2), "{tuned}");
+    // What was written is what was judged, here and in ONNX Runtime.
+    let bytes = fs::metadata(folder.join("tuned.onnx")).unwrap().len();
+    assert_eq!(number(best, "bytes") as u64, bytes);
+    let args = with(&["evaluate", "tuned.onnx"], &data, &["--labels", &labels]);
+    let (_, evaluated, _) = json(folder, &args);
+    assert_eq!(evaluated["top1"], best["quality"]["value"]);
+    oracle(&["check", folder.join("tuned.onnx").to_str().unwrap()]);
+    let apply =
+        ["apply", "model.onnx", "--plan", "tuned.plan", "--opset", "21", "-o", "again.onnx"];
+    let (status, _, stderr) = json(folder, &apply);
+    assert_eq!(status, 0, "{stderr}");
+    assert!(
+        fs::read(folder.join("again.onnx")).unwrap()
+            == fs::read(folder.join("tuned.onnx")).unwrap(),
+        "the plan makes another model"
+    );
+    let page = fs::read_to_string(folder.join("tune.html")).unwrap();
+    for shown in ["\"pareto\":[{", "\"top1_interval\":[", "\"sensitivity\":{", "\"drop\":"] {
+        assert!(page.contains(shown), "{shown}");
+    }
+    assert!(page.len() < 2_000_000);
+}
+
+#[test]
+fn tuning_without_a_way_that_keeps_enough_writes_the_best_and_says_so() {
+    let (folder, mut data, _) = folder();
+    let folder = folder.path();
+    *data.last_mut().unwrap() = "20".to_owned();
+    // Two bits keep nobody's answers, and the budget ends with the first trial.
+    let more = ["--weights", "i2", "--max-drop", "0.01%", "--budget", "0.001s"];
+    let (status, tuned, stderr) = json(folder, &with(&["tune", "model.onnx"], &data, &more));
+    assert!(status == 1 && stderr.contains("no way that was tried"), "{status}: {stderr}");
+    let trials = tuned["trials"].as_array().unwrap();
+    assert_eq!((trials.len(), &tuned["is_cut_short"]), (1, &true.into()), "{tuned}");
+    assert_eq!((&tuned["measure"], &tuned["is_within"]), (&"agreement".into(), &false.into()));
+    assert!(folder.join("model.int8.onnx").exists());
+    // A program judges; more is better, and nothing is lost where it says the same of all.
+    let more = ["--metric-command", "echo 7; :", "--budget", "0.001s"];
+    let (status, tuned, stderr) = json(folder, &with(&["tune", "model.onnx"], &data, &more));
+    assert_eq!((status, &tuned["float"]["value"]), (0, &7.0.into()), "{stderr}");
+    // Values of outputs are judged by their cosine.
+    let more = ["--values", "--budget", "0.001s"];
+    let (status, tuned, stderr) = json(folder, &with(&["tune", "model.onnx"], &data, &more));
+    assert_eq!((status, &tuned["measure"]), (0, &"cosine".into()), "{stderr}");
+    let cosine = tuned["trials"][0]["quality"]["value"].as_f64().unwrap();
+    assert!((0.99..1.0).contains(&cosine), "{cosine}");
+}
+
+#[test]
+fn pages_show_accuracy_and_latency_beside_size() {
+    let (folder, mut data, labels) = folder();
+    let folder = folder.path();
+    *data.last_mut().unwrap() = "16".to_owned();
+    let valid = data[1].clone();
+    let judged = ["--valid", &valid, "--valid-labels", &labels];
+    let more = [&["-o", "int8.onnx", "--report", "quantize.html"], &judged[..]].concat();
+    let output = midtread(folder, &with(&["quantize", "model.onnx"], &data, &more));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let more = ["--labels", &labels, "--report", "compare.html"];
+    let output = midtread(folder, &with(&["compare", "model.onnx", "int8.onnx"], &data, &more));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for (page, n) in [("quantize.html", 10_000), ("compare.html", 16)] {
+        let shown = page_data(folder, page);
+        for variant in shown["variants"].as_array().unwrap() {
+            let interval = [0, 1].map(|i| variant["top1_interval"][i].as_f64().unwrap());
+            let top1 = variant["top1"].as_f64().unwrap();
+            assert!(interval[0] < top1 && top1 <= interval[1], "{page}: {variant}");
+            assert!(0.0 < variant["latencies"][0]["median_ms"].as_f64().unwrap(), "{page}");
+        }
+        assert_eq!(shown["difference"]["paired"]["n"], n, "{page}");
+    }
+    // Right answers without a page would be for nothing.
+    let args = with(&["quantize", "model.onnx"], &data, &["--labels", &labels]);
+    let (status, _, stderr) = json(folder, &args);
+    assert!(status == 2 && stderr.contains("--report"), "{status}: {stderr}");
+}
+
+/// The data that a page shows.
+fn page_data(folder: &Path, page: &str) -> Value {
+    let page = fs::read_to_string(folder.join(page)).unwrap();
+    let (_, data) = page.split_once("id=\"data\">").unwrap();
+    serde_json::from_str(data.split_once("</script>").unwrap().0).unwrap()
 }

@@ -165,11 +165,11 @@ pub(crate) fn of_activation(a: &Activation<'_>) -> Vec<Advice> {
             .channels
             .iter()
             .filter(|[signal, noise]| *signal != 0.0 && 0.5 * signal < *noise);
-        let n_lost = lost.count();
-        if n_lost != 0 && 1 < rounding.channels.len() {
+        let (n_lost, n) = (lost.count(), rounding.channels.len());
+        // Every healthy network has a few among hundreds: one in twenty is worth a word.
+        if 1 < n && n <= 20 * n_lost {
             let text = format!(
-                "{n_lost} of {} channels are so much quieter than the loudest that rounding leaves little of them",
-                rounding.channels.len()
+                "{n_lost} of {n} channels are so much quieter than the loudest that rounding leaves little of them"
             );
             found.push(Advice::new(Cause::DeadChannels, text, Some(&exclude)));
         }

@@ -19,8 +19,8 @@ use midtread_graph::{Links, Model, Tensor, ValueId};
 use midtread_num::ErrorSums;
 use midtread_quant::{
     Format, Plan, PlanOptions, Target, apply,
-    calibrate::{CalibrateError, Calibrator, RangeGoal, Samples},
-    plan::{Decision, Pattern, Ranges, plan_ranges},
+    calibrate::Samples,
+    plan::{CachedRanges, Decision, Pattern, Ranges, plan_ranges},
 };
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -203,37 +203,6 @@ impl State {
     }
 }
 
-/// Ranges computed once: every plan asks for the same.
-struct Cached<'a> {
-    ranges: &'a (dyn Ranges + Sync),
-    seen: Mutex<HashMap<String, (f32, f32)>>,
-}
-
-impl Ranges for Cached<'_> {
-    fn contains(&self, tensor: &str) -> bool {
-        self.ranges.contains(tensor)
-    }
-
-    fn range(
-        &self,
-        tensor: &str,
-        calibrator: &Calibrator,
-        goal: &RangeGoal,
-    ) -> Result<(f32, f32), CalibrateError> {
-        let key = format!(
-            "{tensor} {} {} {} {goal:?}",
-            calibrator.def.name, calibrator.percentile, calibrator.averaging_constant
-        );
-        let known = self.seen.lock().expect("no panic while the lock is held").get(&key).copied();
-        if let Some(range) = known {
-            return Ok(range);
-        }
-        let range = self.ranges.range(tensor, calibrator, goal)?;
-        self.seen.lock().expect("no panic while the lock is held").insert(key, range);
-        Ok(range)
-    }
-}
-
 /// A layer, and its two models.
 struct Layer {
     node: usize,
@@ -308,7 +277,7 @@ impl<'a> Work<'a> {
     fn new(task: &'a Task<'a>, options: &Options<'_>) -> Result<Self, Error> {
         let n_threads = options.n_threads.max(1);
         let max_bytes = options.max_bytes.map(|n| n / n_threads);
-        let cached = task.ranges.map(|ranges| Cached { ranges, seen: Mutex::default() });
+        let cached = task.ranges.map(CachedRanges::new);
         let quantize = |include: Option<&str>, exclude: Option<&str>| {
             let mut plan = task.plan.clone();
             if let Some(label) = include {

@@ -32,6 +32,7 @@ pub mod error;
 pub mod evaluate;
 pub mod explain;
 pub mod half;
+pub mod judge;
 pub mod latency;
 pub mod manifest;
 pub mod metric;
@@ -44,6 +45,7 @@ pub mod sensitivity;
 pub mod significance;
 pub mod training;
 pub mod trim;
+pub mod tune;
 
 pub use midtread_checkpoint as checkpoint;
 pub use midtread_compare as compare;

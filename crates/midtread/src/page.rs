@@ -95,7 +95,7 @@ fn status(from: &Sources<'_>, label: &str, outputs: &[ValueId]) -> (&'static str
 }
 
 /// Multiplications for one sample; sizes that the model leaves open count as 1.
-fn macs(graph: &Graph, node: &Node) -> Option<u64> {
+pub(crate) fn macs(graph: &Graph, node: &Node) -> Option<u64> {
     let dims = |id: Option<ValueId>| -> Option<Vec<u64>> {
         let ty = graph.type_of(id?)?;
         Some(ty.dims()?.iter().map(|d| d.known().map_or(1, |n| n as u64)).collect())

@@ -1,25 +1,28 @@
-# Times models in ONNX Runtime, in turns. A JSON object comes in on stdin, one goes out on stdout.
+# Times a model in ONNX Runtime. The first line on stdin is a JSON object that says what; each further one is a number of
+# runs, answered with their milliseconds and the most memory that this process has had.
 import json
+import resource
 import sys
 import time
 
 import numpy
 import onnxruntime
 
-task = json.load(sys.stdin)
+task = json.loads(sys.stdin.readline())
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = task["threads"]
 options.inter_op_num_threads = 1
 options.log_severity_level = 3
 inputs = {name: numpy.load(path) for name, path in task["inputs"].items()}
-sessions = [onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in task["models"]]
-for session in sessions:
-    session.run(None, inputs)
-    session.run(None, inputs)
-runs = [[] for _ in sessions]
-for _ in range(task["runs"]):
-    for session, times in zip(sessions, runs):
+session = onnxruntime.InferenceSession(task["model"], options, providers=["CPUExecutionProvider"])
+session.run(None, inputs)
+session.run(None, inputs)
+print("ready", flush=True)
+for line in sys.stdin:
+    times = []
+    for _ in range(int(line)):
         start = time.perf_counter()
         session.run(None, inputs)
         times.append((time.perf_counter() - start) * 1e3)
-json.dump({"runs": runs}, sys.stdout)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps([times, peak]), flush=True)

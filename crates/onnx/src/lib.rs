@@ -40,8 +40,8 @@ use prost::Message as _;
 pub use crate::{
     error::{Error, Problem},
     save::{
-        ExternalData, SaveOptions, SaveReport, remove_partial_files, save, tensor_to_bytes,
-        to_bytes,
+        ExternalData, SaveOptions, SaveReport, n_bytes, remove_partial_files, save,
+        tensor_to_bytes, to_bytes,
     },
 };
 

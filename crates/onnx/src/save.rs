@@ -67,6 +67,11 @@ pub fn to_bytes(model: &Model) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
+/// How many bytes [`to_bytes`] would make of it, without making them.
+pub fn n_bytes(model: &Model) -> u64 {
+    Measure::model(model, None).n_bytes
+}
+
 /// A tensor as the bytes of a `TensorProto` file, the format of ONNX test data sets.
 pub fn tensor_to_bytes(tensor: &Tensor) -> Vec<u8> {
     encode::tensor_message(tensor)

@@ -20,7 +20,7 @@ const button = (label, action, attrs) => {
 const dash = '–';
 const db = x => isNothing(x) ? dash : x.toFixed(1);
 const share = x => isNothing(x) ? dash : (100 * x).toFixed(x && Math.abs(x) < 0.001 ? 4 : 2) + ' %';
-const signed = x => (x > 0 ? '+' : x < 0 ? '\u2212' : '') + share(Math.abs(x));
+const signed = x => (x > 0 ? '+' : x < 0 ? '\u2212' : '') + (100 * Math.abs(x)).toFixed(2) + ' %';
 const number = x => isNothing(x) ? dash : x === 0 ? '0' : Math.abs(x) < 1e-3 || Math.abs(x) >= 1e5 ? x.toExponential(2) : String(+x.toPrecision(4));
 const pair = p => p ? (p[0] === p[1] ? number(p[0]) : number(p[0]) + ' to ' + number(p[1])) : dash;
 const plain = text => String(text).replaceAll('_', ' ');
@@ -595,7 +595,7 @@ function paretoView(host) {
 }
 
 function manifestView(host) {
-  host.append(make('h2', null, 'Manifest'), make('p', { class: 'muted' }, 'What went in. The same inputs and options give the same page.'));
+  host.append(make('h2', null, 'Manifest'), make('p', { class: 'muted' }, 'What went in. The same inputs and options give the same page, but for what was timed.'));
   for (const group of data.manifest) {
     const box = make('div', { class: 'scroll' });
     host.append(make('h3', null, group.name), box);

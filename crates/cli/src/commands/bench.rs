@@ -12,12 +12,12 @@ use midtread::{
     cost::multiplications,
     graph::Tensor,
     latency::{Latency, NodeLatency, peak, profile, run_times},
+    peer::{OnnxRuntime, Session},
 };
 use serde_json::{Value, json};
 
 use crate::{
     context::{Context, Outcome},
-    peer::{self, OnnxRuntime},
     samples,
     table::{size, table},
 };
@@ -71,7 +71,7 @@ pub(crate) struct Bench {
 /// What runs a model.
 enum Side {
     Own(Runtime, Box<Runner>),
-    OnnxRuntime(OnnxRuntime),
+    OnnxRuntime(Session),
 }
 
 /// One line of the table.
@@ -102,8 +102,11 @@ impl Opened<'_> {
 
 impl Bench {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
-        let python =
-            if self.no_onnxruntime { None } else { peer::find_python(self.python.as_deref())? };
+        let peer = match self.no_onnxruntime {
+            true => None,
+            false => OnnxRuntime::find(self.python.as_deref())?,
+        };
+        let version = peer.as_ref().map_or("", |peer| &peer.version);
         let models =
             self.models.iter().map(|path| self.open(path)).collect::<anyhow::Result<Vec<_>>>()?;
         let mut rows = Vec::new();
@@ -120,11 +123,10 @@ impl Bench {
                     let runner = model.loaded.runner(runtime, None)?;
                     rows.push(row(Side::Own(runtime, Box::new(runner))));
                 }
-                if let (Some(python), Loaded::Model(_)) = (&python, &model.loaded) {
-                    let started = OnnxRuntime::start(python, model.path, &self.inputs, n_threads);
-                    match started {
+                if let (Some(peer), Loaded::Model(_)) = (&peer, &model.loaded) {
+                    match peer.start(model.path, &model.inputs, n_threads) {
                         Ok(session) => rows.push(row(Side::OnnxRuntime(session))),
-                        Err(e) => context.warn(format!("{e:#}")),
+                        Err(e) => context.warn(e.to_string()),
                     }
                 }
             }
@@ -144,7 +146,8 @@ impl Bench {
         } else {
             rows.iter_mut().for_each(|row| row.peak_bytes = None);
         }
-        let runs: Vec<Value> = rows.iter().map(|row| row.json(peak_of(row.n_threads))).collect();
+        let runs: Vec<Value> =
+            rows.iter().map(|row| row.json(peak_of(row.n_threads), version)).collect();
         let profiles = match self.profile {
             true => self.profiles(&rows, &peak_of)?,
             false => Vec::new(),
@@ -212,7 +215,7 @@ impl Bench {
                         row.times.extend(run_times(runner, inputs, repeat, row.n_threads)?);
                     }
                     Side::OnnxRuntime(session) => {
-                        let (times, peak) = session.times(row.model.path, repeat)?;
+                        let (times, peak) = session.times(repeat)?;
                         row.times.extend(times);
                         row.peak_bytes = Some(peak);
                     }
@@ -314,15 +317,15 @@ impl Bench {
 }
 
 impl Row<'_> {
-    fn json(&self, peak: Option<[f64; 2]>) -> Value {
+    fn json(&self, peak: Option<[f64; 2]>, peer_version: &str) -> Value {
         let t = Latency::of(self.times.clone(), self.n_threads);
         let (runtime, in_integers) = match &self.side {
             Side::Own(runtime, _) => (
                 runtime.name().to_owned(),
                 self.model.is_quantized && *runtime != Runtime::Interpreter,
             ),
-            Side::OnnxRuntime(session) => {
-                (format!("onnxruntime {}", session.version), self.model.is_quantized)
+            Side::OnnxRuntime(_) => {
+                (format!("onnxruntime {peer_version}"), self.model.is_quantized)
             }
         };
         let peak = peak.map(|peak| peak[usize::from(!in_integers)]);

@@ -2,17 +2,20 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::Args;
 use midtread::{
     Error,
     compare::{Advice, Comparison, TensorRow},
     manifest::Recorded,
     onnx,
+    quant::calibrate::Samples,
 };
 
 use crate::{
-    args::DataArgs,
+    args::{DataArgs, JudgeArgs},
     context::{Context, Outcome, check_output, write},
+    judging::{self, Timing},
     pages, samples,
     table::{percent, shorten, table},
 };
@@ -21,7 +24,7 @@ use crate::{
 #[command(after_help = "Examples:
   midtread compare model.onnx model.int8.onnx --data pictures/ --samples 64
   midtread compare model.onnx model.int8.onnx --data pictures/ --rows 0 --json > tensors.json
-  midtread compare model.onnx model.int8.onnx --data pictures/ --report compare.html
+  midtread compare model.onnx model.int8.onnx --data pictures/ --labels labels.csv --report compare.html
   midtread compare model.onnx model.int8.onnx --data pictures/ --min-output-sqnr 20")]
 pub(crate) struct Compare {
     /// The model before quantization
@@ -39,12 +42,16 @@ pub(crate) struct Compare {
     /// Write all of it as one HTML page that needs no network
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    #[command(flatten)]
+    judge: JudgeArgs,
 }
 
 impl Compare {
     pub(crate) fn run(&self, context: &Context) -> anyhow::Result<Outcome> {
         if let Some(path) = &self.report {
             check_output(path)?;
+        } else if let Some(option) = self.judge.used() {
+            bail!("{option} is for the page: add --report FILE (or see `midtread evaluate`)");
         }
         let float = onnx::load(&self.float).map_err(Error::from)?;
         let quantized = onnx::load(&self.quantized).map_err(Error::from)?;
@@ -56,7 +63,20 @@ impl Compare {
                 (self.float.as_path(), samples::model_bytes(&self.float, &float)?),
                 (self.quantized.as_path(), samples::model_bytes(&self.quantized, &quantized)?),
             ];
-            let page = pages::of_two(files, &float, &recorded, &result, context)?;
+            let models = [&float, &quantized];
+            let mut page = pages::of_two(files, &float, &recorded, &result, context)?;
+            let (judge, data) = (&self.judge, Some(&recorded as &dyn Samples));
+            let found = judging::judge_by_labels(
+                &mut page.variants,
+                models,
+                judge,
+                &self.data,
+                data,
+                context,
+            )?;
+            page.difference = found.map(serde_json::to_value).transpose()?;
+            let inputs = judging::first_inputs(&recorded)?;
+            Timing::BRIEF.time(&mut page.variants, models, &inputs, context)?;
             context.check_interrupted()?;
             write(path, page.to_html().as_bytes())?;
         }

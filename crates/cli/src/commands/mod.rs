@@ -19,6 +19,7 @@ mod sensitivity;
 mod stats;
 mod train;
 mod trim;
+mod tune;
 
 use clap::Subcommand;
 
@@ -42,6 +43,8 @@ pub(crate) enum Command {
     Apply(apply::Apply),
     /// Quantize a model: prepare, calibrate, plan and apply in one; or convert a checkpoint's weights
     Quantize(quantize::Quantize),
+    /// Try ways of quantizing from one calibration, and write the smallest model that keeps its quality
+    Tune(Box<tune::Tune>),
     /// Train a model for its integers: quantization-aware training, no training framework needed
     Train(Box<train::Train>),
     /// Find how few bits a network needs within an error margin, and write it so
@@ -75,6 +78,7 @@ impl Command {
             Self::Plan(args) => args.run(context),
             Self::Apply(args) => args.run(context),
             Self::Quantize(args) => args.run(context),
+            Self::Tune(args) => args.run(context),
             Self::Train(args) => args.run(context),
             Self::Trim(args) => args.run(context),
             Self::Run(args) => args.run(context),

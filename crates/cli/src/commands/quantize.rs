@@ -25,8 +25,9 @@ use serde_json::{Value, json};
 
 use super::checkpoint::{self, CheckpointArgs};
 use crate::{
-    args::{DataArgs, FormatArgs, PlanArgs, PrepareArgs},
+    args::{DataArgs, FormatArgs, JudgeArgs, PlanArgs, PrepareArgs},
     context::{Context, Outcome, check_output, default_output, write},
+    judging::{self, Timing},
     pages, samples,
     table::{size, table},
 };
@@ -35,7 +36,7 @@ use crate::{
 #[command(after_help = "Examples:
   midtread quantize mobilenet.onnx --data pictures/ --preprocess imagenet -o mobilenet.int8.onnx
   midtread quantize bert.onnx --scheme dynamic -o bert.int8.onnx
-  midtread quantize model.onnx --data pictures/ --report report.html
+  midtread quantize model.onnx --data pictures/ --report report.html --valid held_out/ --valid-labels labels.csv
   midtread quantize model.onnx --data samples.npz --calibrator percentile --exclude 'head/*'
   midtread quantize model.onnx --scheme weight_only --weights i4 --granularity blocked:32
   midtread quantize model.onnx --scheme weight_only --format qoperator --weights nf4 --granularity blocked:64
@@ -67,6 +68,8 @@ pub(crate) struct Quantize {
     /// Write what was done and what it cost as one HTML page that needs no network
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    #[command(flatten)]
+    judge: JudgeArgs,
     /// List every node or tensor, not only those kept in float
     #[arg(long)]
     ledger: bool,
@@ -83,6 +86,9 @@ impl Quantize {
             bail!(
                 "{option} is for checkpoints: .safetensors, .safetensors.index.json and .gguf files"
             );
+        }
+        if let (Some(option), None) = (self.judge.used(), &self.report) {
+            bail!("{option} is for the page: add --report FILE (or see `midtread evaluate`)");
         }
         let start = std::time::Instant::now();
         if let Some(options) = self.plan.half(Some(self.format.format))? {
@@ -193,7 +199,7 @@ impl Quantize {
             None => "without data: give --data to see the error of every layer".to_owned(),
         };
         let title = format!("{} quantized", pages::name(&self.model));
-        // No clock: the same inputs make the same page.
+        // No clock but the latency's: the same inputs make the same page otherwise.
         let mut steps = midtread::demo::steps(result, n_samples);
         steps.iter_mut().for_each(|step| step.seconds = None);
         let mut page = midtread::page::page(&title, &subtitle, &sources);
@@ -202,6 +208,21 @@ impl Quantize {
             pages::variant(output, bytes_out, comparison.as_ref()),
         ];
         page.steps = steps;
+        let models = [&result.prepared, &result.model];
+        let data_samples = data.map(|data| data as &dyn Samples);
+        let found = judging::judge_by_labels(
+            &mut page.variants,
+            models,
+            &self.judge,
+            &self.data,
+            data_samples,
+            context,
+        )?;
+        page.difference = found.map(serde_json::to_value).transpose()?;
+        if let Some(data) = data {
+            let inputs = judging::first_inputs(data)?;
+            Timing::BRIEF.time(&mut page.variants, models, &inputs, context)?;
+        }
         page.manifest.push(pages::inputs(&[("model", &self.model), ("output", output)], data)?);
         Ok(page)
     }
@@ -464,6 +485,8 @@ impl Quantize {
             ("--save-stats", self.save_stats.is_some()),
             ("--save-plan", self.save_plan.is_some()),
             ("--report", self.report.is_some()),
+            ("--labels", self.judge.labels.is_some()),
+            ("--valid", self.judge.valid.is_some()),
             ("--overrides", self.plan.overrides.is_some()),
         ];
         if let Some((option, _)) = given.iter().find(|(_, is_given)| *is_given) {

@@ -4,23 +4,15 @@ use std::{num::NonZero, path::PathBuf};
 
 use clap::Args;
 use midtread::{
-    Comparison, Error, Runner, Runtime,
-    evaluate::{Difference, Prediction, RunOptions, predict, score},
-    graph::{Model, Tensor},
-    latency::{Latency, run_times},
-    manifest::Recorded,
-    metric::metric,
-    onnx,
-    peer::OnnxRuntime,
-    quant::calibrate::Samples,
-    report::page::{Latency as LatencyRow, Variant},
-    significance::wilson,
+    Comparison, Error, evaluate::Difference, judge::Measure, manifest::Recorded, onnx,
+    peer::OnnxRuntime, report::page::Variant,
 };
 use serde_json::json;
 
 use crate::{
     args::DataArgs,
     context::{Context, Outcome, check_output, write},
+    judging::{self, Timing},
     pages, samples,
     table::{percent, shorten, size, table},
 };
@@ -90,19 +82,23 @@ impl ReportCommand {
             comparison,
         };
         let models = [&float, &quantized];
-        if let Some(labels) = &labels {
-            self.answer(&mut before, models, &recorded, labels, context)?;
+        if let Some(labels) = labels {
+            let measure = Measure::Top1(labels);
+            before.difference =
+                judging::judge(&mut before.variants, models, &recorded, measure, context)?;
         }
         if let Some(command) = &self.metric_command {
-            for (variant, model) in before.variants.iter_mut().zip(models) {
-                let figure = self.run_all(context, "metric", &data, |options| {
-                    metric(model, &data, options, command)
-                })?;
-                variant.metric = Some(figure);
-            }
+            let measure = Measure::Command(command.clone());
+            judging::judge(&mut before.variants, models, &data, measure, context)?;
         }
-        let inputs = data.sample(0).map_err(Error::Sample)?.inputs;
-        self.time(&mut before, models, &inputs, peer.as_ref(), context)?;
+        let thread_counts: Vec<usize> = self.thread_counts.iter().map(|n| n.get()).collect();
+        let timing = Timing {
+            thread_counts: &thread_counts,
+            repeat: self.repeat.get(),
+            peer: peer.as_ref().map(|peer| (peer, [&*self.float, &*self.quantized])),
+        };
+        let inputs = judging::first_inputs(&data)?;
+        timing.time(&mut before.variants, models, &inputs, context)?;
         context.check_interrupted()?;
         if let Some(path) = &self.output {
             let files = [(self.float.as_path(), bytes[0]), (self.quantized.as_path(), bytes[1])];
@@ -125,98 +121,6 @@ impl ReportCommand {
             self.show(&before, peer.as_ref(), context);
         }
         Ok(Outcome::Done)
-    }
-
-    fn run_all<T>(
-        &self,
-        context: &Context,
-        what: &str,
-        data: &dyn Samples,
-        work: impl FnOnce(&RunOptions<'_>) -> Result<T, Error>,
-    ) -> anyhow::Result<T> {
-        let bar = context.bar(what, data.names().len());
-        let result = work(&RunOptions {
-            runtime: Runtime::Interpreter,
-            n_threads: context.n_threads,
-            max_bytes: context.max_bytes,
-            output: None,
-            progress: &|n| bar.set_position(n as u64),
-            interrupted: &context.interrupted,
-        });
-        bar.finish_and_clear();
-        Ok(result?)
-    }
-
-    /// Accuracy of both.
-    fn answer(
-        &self,
-        before: &mut Before,
-        models: [&Model; 2],
-        data: &dyn Samples,
-        labels: &[Vec<usize>],
-        context: &Context,
-    ) -> anyhow::Result<()> {
-        let answers = |model| -> anyhow::Result<Vec<Prediction>> {
-            self.run_all(context, "answers", data, |options| predict(model, data, options))
-        };
-        let (float, quantized) = (answers(models[0])?, answers(models[1])?);
-        let right = |i: usize| labels[i].clone();
-        let scored =
-            [score(&float, Some(&right), None), score(&quantized, Some(&right), Some(&float))];
-        for (variant, score) in before.variants.iter_mut().zip(&scored) {
-            variant.top1 = score.top1;
-            variant.top1_interval = score.top1.map(|share| wilson(share, score.samples));
-        }
-        before.variants[1].agreement = scored[1].agreement;
-        before.difference = scored[1].difference;
-        Ok(())
-    }
-
-    /// Latency of both, in the engine and in ONNX Runtime.
-    fn time(
-        &self,
-        before: &mut Before,
-        models: [&Model; 2],
-        inputs: &[(String, Tensor)],
-        peer: Option<&OnnxRuntime>,
-        context: &Context,
-    ) -> anyhow::Result<()> {
-        const ROUNDS: usize = 5;
-        let runners = [
-            Runner::new(models[0], Runtime::Engine, None)?,
-            Runner::new(models[1], Runtime::Engine, None)?,
-        ];
-        let bar = context.bar("time", ROUNDS * self.thread_counts.len());
-        for n_threads in self.thread_counts.iter().map(|n| n.get()) {
-            let mut times = [Vec::new(), Vec::new()];
-            for _ in 0..ROUNDS {
-                context.check_interrupted()?;
-                // In turns, so that what slows the machine for a while slows both.
-                for (times, runner) in times.iter_mut().zip(&runners) {
-                    let repeat = self.repeat.get().div_ceil(ROUNDS);
-                    times.extend(run_times(runner, inputs, repeat, n_threads)?);
-                }
-                bar.inc(1);
-            }
-            let mut add = |runtime: &str, i: usize, t: Latency| {
-                before.variants[i].latencies.push(LatencyRow {
-                    runtime: runtime.to_owned(),
-                    threads: n_threads,
-                    median_ms: t.median,
-                    min_ms: t.min,
-                });
-            };
-            for (i, times) in times.into_iter().enumerate() {
-                add("engine", i, Latency::of(times, n_threads));
-            }
-            if let Some(peer) = peer {
-                let paths = [self.float.as_path(), self.quantized.as_path()];
-                let found = peer.latencies(&paths, inputs, self.repeat.get(), n_threads)?;
-                found.into_iter().enumerate().for_each(|(i, t)| add("onnxruntime", i, t));
-            }
-        }
-        bar.finish_and_clear();
-        Ok(())
     }
 
     fn show(&self, before: &Before, peer: Option<&OnnxRuntime>, context: &Context) {

@@ -5,6 +5,7 @@
 //! [`overrides`] (what a user says about single tensors), [`mod@decide`] (the walk over the graph), [`groups`] (tensors
 //! that share parameters), [`constants`] (parameters from a weight's own values), [`text`] (saving).
 
+pub mod cached_ranges;
 pub mod constants;
 pub mod decide;
 pub mod fingerprint;
@@ -20,6 +21,7 @@ use std::{collections::BTreeMap, fmt, num::NonZero};
 
 use midtread_num::{QParams, QRange};
 
+pub use cached_ranges::CachedRanges;
 pub use decide::{Ranges, plan, plan_ranges};
 pub use fingerprint::fingerprint;
 pub use int_type::IntType;
