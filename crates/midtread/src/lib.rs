@@ -20,7 +20,7 @@
 //! `load -> prepare -> calibrate -> plan -> apply -> save`.
 //!
 //! Reading order: [`mod@quantize`] (the whole way), [`mod@half`] (the same to float16 and bfloat16),
-//! [`mod@trim`] (as few bits as an error margin allows), [`evaluate`] (how good a model is), [`mod@metric`],
+//! [`mod@trim`] (as few bits as an error margin allows), [`mod@tune`] (many ways tried), [`judge`], [`evaluate`] (how good a model is), [`mod@metric`],
 //! [`significance`], [`sensitivity`], [`training`] (quantization-aware), [`runtime`], [`latency`], [`peer`] (ONNX Runtime's time), [`samples`],
 //! [`mod@page`] and [`manifest`] (the report), [`debug`], [`demo`], [`mod@explain`] (one value, one tensor, every type), [`error`].
 #![forbid(unsafe_code)]

@@ -22,8 +22,7 @@ use midtread_quant::{
     Format, Plan, PlanOptions, Scheme, Target, apply,
     calibrate::{CALIBRATORS, Calibrator},
     plan::{
-        CachedRanges, Decision, IntType, Operand, Override, Pattern, Ranges, WeightGranularity,
-        plan_ranges,
+        CachedRanges, Decision, IntType, Operand, Pattern, Ranges, WeightGranularity, plan_ranges,
     },
 };
 use serde::Serialize;
@@ -346,7 +345,7 @@ impl Search<'_> {
             let chosen: BTreeSet<&str> = labels[..n].iter().copied().collect();
             for (_, weight) in weights.iter().filter(|(node, _)| chosen.contains(node.as_str())) {
                 let entry = way.options.overrides.tensors.entry(weight.clone());
-                entry.or_insert_with(Override::default).int_type = Some(IntType::I4);
+                entry.or_default().int_type = Some(IntType::I4);
             }
             way
         };
@@ -512,8 +511,15 @@ mod tests {
 
     #[test]
     fn the_front_has_what_nothing_beats() {
-        let points =
-            [(100, 0.9), (100, 0.8), (50, 0.7), (120, 0.9), (60, 0.7), (100, 0.9), (130, 0.95)];
+        let points = [
+            (10.0, 0.9),
+            (10.0, 0.8),
+            (5.0, 0.7),
+            (12.0, 0.9),
+            (6.0, 0.7),
+            (10.0, 0.9),
+            (13.0, 0.95),
+        ];
         let front: Vec<usize> = (0..points.len()).filter(|&i| is_on_front(&points, i)).collect();
         assert_eq!(front, [0, 2, 6]);
     }
