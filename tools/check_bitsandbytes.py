@@ -7,8 +7,9 @@ For random layers in float32, float16 and bfloat16: the bytes of every key again
 same weights, the layers' outputs after `load_state_dict`, and the squared error of the weights. Prints a table, and
 fails if a byte of codes, scales or states differs (nested scales: see below), or if our error is larger.
 
-Nested scales subtract a mean that torch adds up in an order of its own, so offsets may differ by rounding, and with
-them a code at a border; their error is compared instead.
+Nested scales subtract a mean that torch adds up in an order of its own, so offsets may differ by rounding; and
+bitsandbytes' search in its map of 256 numbers is off by one near a middle in about one of 600 cases. So ours are compared
+with what it makes of the same scales less our mean: each of our codes must be at least as near.
 
     ENV/bin/python tools/check_bitsandbytes.py --golden testdata/golden
 
@@ -53,6 +54,23 @@ def same(name, ours, theirs):
     return False
 
 
+def as_near(name, centered, ours):
+    """Whether each of our codes of scales is at least as near as bitsandbytes' code of the same."""
+    codes, state = F.quantize_blockwise(centered, blocksize=256)
+    block = torch.arange(centered.numel()) // 256
+    # Zeros have a scale of 0 there and of 1e-38 here.
+    if not torch.allclose(ours["nested_absmax"], state.absmax, rtol=0, atol=1e-37):
+        print(f"  {name}: largest {ours['nested_absmax']} instead of {state.absmax}")
+        return False
+    scale = state.absmax.double()[block]
+    distance = [(state.code.double()[c.long()] * scale - centered.double()).abs() for c in (ours["absmax"], codes)]
+    # A product of 24 bits decides which middle a value is on.
+    n_farther = (distance[1] + scale * 2**-23 < distance[0]).sum().item()
+    if n_farther:
+        print(f"  {name}: {n_farther} of {centered.numel()} are farther than theirs")
+    return n_farther == 0
+
+
 def check_4bit(weights, loaded, quant_type, nested, block_size):
     """(whether all is equal, our squared error, theirs)"""
     ok, errors = True, [0.0, 0.0]
@@ -76,6 +94,8 @@ def check_4bit(weights, loaded, quant_type, nested, block_size):
             ok = False
         if nested:
             ok &= abs(offsets[0] - offsets[1]) <= 2e-6 * max(abs(offsets[1]), 1e-30)
+            plain = F.quantize_4bit(weight, blocksize=block_size, quant_type=quant_type)[1].absmax
+            ok &= as_near(f"{name}.absmax", plain - offsets[0], ours)
         for part in set(theirs) - {key}:
             if nested and part in ("absmax", "nested_absmax"):
                 continue

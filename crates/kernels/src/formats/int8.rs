@@ -47,7 +47,7 @@ pub fn llm_int8_rows(src: &[f32], cols: usize, codes: &mut [i8], absmax: &mut [f
             return false;
         }
         *absmax = f32::from_bits(bits);
-        let factor = if bits == 0 { 0.0 } else { 127.0 / *absmax };
+        let factor = if bits == 0 { 0.0 } else { 1.0 / *absmax * 127.0 };
         if factor.is_finite() {
             times(row, factor, codes);
         } else {

@@ -1,6 +1,6 @@
 //! LLM.int8(): int8 with a scale a row, and columns with outliers left in float.
 //!
-//! `q = round(x * (127 / absmax))`, ties to even, `x' = q * absmax / 127`; magnitudes of at least `threshold` do not
+//! `q = round(x * (1 / absmax * 127))`, ties to even, `x' = q * absmax / 127`; magnitudes of at least `threshold` do not
 //! count for `absmax`, and the columns that they are in are zeros in `q` and kept as they are ("LLM.int8()", Dettmers
 //! et al. 2022; bitsandbytes' `int8_vectorwise_quant`). As a format for weights there is no threshold unless one is
 //! set: bitsandbytes looks for outliers in activations only. In a tensor of one row outliers are cut out but their
@@ -39,7 +39,8 @@ pub fn quantize_rows(matrix: &Matrix<'_>, threshold: f32) -> Vectorwise {
         let max =
             row.iter().fold(0.0_f32, |max, x| if is_outlier(*x) { max } else { max.max(x.abs()) });
         // A row of zeros has an infinite factor there, and 0 * inf becomes 0.
-        let factor = if max == 0.0 { 0.0 } else { 127.0 / max };
+        // Rounded twice, as the reference does it on CPUs.
+        let factor = if max == 0.0 { 0.0 } else { 1.0 / max * 127.0 };
         codes.extend(
             row.iter().map(|x| if is_outlier(*x) { 0 } else { ties_even(x * factor) as i8 }),
         );
