@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use indicatif::ProgressBar;
-use midtread::quantize::Progress;
+use midtread::{Runtime, evaluate::RunOptions, quantize::Progress};
 
 use crate::{args::Common, progress};
 
@@ -107,6 +107,21 @@ impl Context {
     /// A bar for `n` bytes, hidden if nobody wants it.
     pub(crate) fn bytes_bar(&self, what: &str, n: u64) -> ProgressBar {
         if self.quiet { ProgressBar::hidden() } else { progress::bytes_bar(what, n) }
+    }
+
+    /// How a model is run over samples: by the interpreter, unless the caller changes that.
+    pub(crate) fn run_options<'a>(
+        &'a self,
+        progress: &'a (dyn Fn(usize) + Sync),
+    ) -> RunOptions<'a> {
+        RunOptions {
+            runtime: Runtime::Interpreter,
+            n_threads: self.n_threads,
+            max_bytes: self.max_bytes,
+            output: None,
+            progress,
+            interrupted: &self.interrupted,
+        }
     }
 
     /// Bars for a library call that reports stages.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use midtread::{
     Error, Runner, Runtime,
-    evaluate::{Difference, RunOptions},
+    evaluate::Difference,
     graph::{Model, Tensor},
     judge::{Judge, Measure, Quality},
     latency::{Latency, run_times},
@@ -28,14 +28,8 @@ pub(crate) fn judge(
     context: &Context,
 ) -> anyhow::Result<Option<Difference>> {
     let bar = context.bar(measure.name(), data.names().len());
-    let options = RunOptions {
-        runtime: Runtime::Interpreter,
-        n_threads: context.n_threads,
-        max_bytes: context.max_bytes,
-        output: None,
-        progress: &|n| bar.set_position(n as u64),
-        interrupted: &context.interrupted,
-    };
+    let progress = |n| bar.set_position(n as u64);
+    let options = context.run_options(&progress);
     let judge = Judge::new(float, data, measure, options)?;
     let quality = judge.judge(quantized)?;
     bar.finish_and_clear();

@@ -7,7 +7,7 @@ use midtread::{
     Error, Format, Options, PlanOptions, Runner, Runtime, Target,
     data::{self, InputSpec, Labels, Preprocess},
     demo::{self, Figures},
-    evaluate::{Prediction, RunOptions, predict, score},
+    evaluate::{Prediction, predict, score},
     graph::Model,
     latency::latency,
     manifest::Recorded,
@@ -199,14 +199,8 @@ impl Demo {
         test: &DataSamples,
     ) -> anyhow::Result<Vec<Prediction>> {
         let bar = context.bar(&format!("score {what}"), test.names().len());
-        let options = RunOptions {
-            runtime: midtread::Runtime::Interpreter,
-            n_threads: context.n_threads,
-            max_bytes: context.max_bytes,
-            output: None,
-            progress: &|n| bar.set_position(n as u64),
-            interrupted: &context.interrupted,
-        };
+        let progress = |n| bar.set_position(n as u64);
+        let options = context.run_options(&progress);
         let answers = predict(model, test, &options);
         bar.finish_and_clear();
         Ok(answers?)

@@ -87,13 +87,11 @@ impl Evaluate {
         }
         let predict = |what: &str, model: &Model, runtime| -> anyhow::Result<Vec<Prediction>> {
             let bar = context.bar(what, data.names().len());
+            let progress = |n| bar.set_position(n as u64);
             let options = RunOptions {
                 runtime,
-                n_threads: context.n_threads,
-                max_bytes: context.max_bytes,
                 output: self.output.as_deref(),
-                progress: &|n| bar.set_position(n as u64),
-                interrupted: &context.interrupted,
+                ..context.run_options(&progress)
             };
             let predictions = predict(model, &data, &options);
             bar.finish_and_clear();
@@ -156,14 +154,8 @@ impl Evaluate {
     ) -> anyhow::Result<Outcome> {
         let ask = |model: &Model, runtime| -> anyhow::Result<f64> {
             let bar = context.bar("evaluate", data.names().len());
-            let options = RunOptions {
-                runtime,
-                n_threads: context.n_threads,
-                max_bytes: context.max_bytes,
-                output: None,
-                progress: &|n| bar.set_position(n as u64),
-                interrupted: &context.interrupted,
-            };
+            let progress = |n| bar.set_position(n as u64);
+            let options = RunOptions { runtime, ..context.run_options(&progress) };
             let number = metric(model, data, &options, command);
             bar.finish_and_clear();
             Ok(number?)
@@ -196,13 +188,11 @@ impl Evaluate {
         context: &Context,
     ) -> anyhow::Result<Outcome> {
         let bar = context.bar("evaluate", data.names().len());
+        let progress = |n| bar.set_position(n as u64);
         let options = RunOptions {
             runtime: self.runtime.requantizing(self.requantize),
-            n_threads: context.n_threads,
-            max_bytes: context.max_bytes,
             output: self.output.as_deref(),
-            progress: &|n| bar.set_position(n as u64),
-            interrupted: &context.interrupted,
+            ..context.run_options(&progress)
         };
         let result = closeness(model, other, data, &options);
         bar.finish_and_clear();

@@ -124,14 +124,8 @@ impl Tune {
         let calibration = Recorded::new(&data, self.calibration_samples.get());
         let measured = self.measured(model, &calibration, &plan, context)?;
         let bar = context.bar("judge", judged.names().len());
-        let options = RunOptions {
-            runtime: Runtime::Interpreter,
-            n_threads: context.n_threads,
-            max_bytes: context.max_bytes,
-            output: None,
-            progress: &|n| bar.set_position(n as u64),
-            interrupted: &context.interrupted,
-        };
+        let progress = |n| bar.set_position(n as u64);
+        let options = context.run_options(&progress);
         let measure = self.measure(labels, &measured.prepared, judged, &options)?;
         let judge = Judge::new(&measured.prepared, judged, measure, options)?;
         let inputs = judging::first_inputs(judged)?;
