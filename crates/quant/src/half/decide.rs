@@ -10,6 +10,7 @@ use midtread_graph::{
     DataType, Graph, Links, Model, Node, Type, TypeKind, ValueId, model::opset_of,
 };
 use midtread_ops::{InputRole, Role};
+use rayon::prelude::*;
 
 use super::{
     GraphPlan, HalfConstant, HalfDecision, HalfNode, HalfOptions, HalfPlan, HalfType, Storage,
@@ -181,9 +182,13 @@ impl<'a> Walk<'a> {
             .value_ids()
             .filter(|&id| self.is_constant(id) && self.is_float(id))
             .collect();
-        for &id in &constants {
-            let tensor = self.graph.value(id).constant.as_ref().expect("it is constant");
-            match fit::check(tensor, self.half()) {
+        let half = self.half();
+        let check = |id: &ValueId| {
+            fit::check(self.graph.value(*id).constant.as_ref().expect("it is constant"), half)
+        };
+        let fits: Vec<_> = constants.par_iter().map(check).collect();
+        for (&id, fit) in constants.iter().zip(fits) {
+            match fit {
                 Ok(()) => {}
                 Err(Misfit::Overflows(_)) if self.is_mask(id) => {}
                 Err(misfit) => {

@@ -38,11 +38,23 @@ fn rounded(x: f32, half: HalfType) -> f32 {
     numbers.decode(numbers.encode(x, Overflow::Special))
 }
 
+/// The smallest magnitude that becomes infinite: halfway from the largest number to the next there would be, which is even.
+fn overflow(half: HalfType) -> f32 {
+    let numbers = half.numbers();
+    let max = numbers.max();
+    let below = numbers.decode(numbers.encode(max, Overflow::Special) - 1);
+    max + (max - below) / 2.0
+}
+
 /// Whether a float32 constant keeps its meaning. NaN and infinities have their like in 16 bits.
 pub fn check(tensor: &Tensor, half: HalfType) -> Result<(), Misfit> {
     let Ok(values) = floats(tensor) else { return Ok(()) };
-    let overflows = |x: &&f32| x.is_finite() && !rounded(**x, half).is_finite();
-    if let Some(x) = values.iter().find(overflows) {
+    let limit = overflow(half);
+    let overflows = |x: &f32| x.is_finite() && limit <= x.abs();
+    // Whole chunks without a branch are vectors; models have billions of these.
+    let chunk =
+        values.chunks(1024).find(|chunk| chunk.iter().fold(false, |any, x| any | overflows(x)));
+    if let Some(x) = chunk.and_then(|chunk| chunk.iter().find(|x| overflows(x))) {
         return Err(Misfit::Overflows(*x));
     }
     if values.len() <= MAX_SETTING {
@@ -138,6 +150,19 @@ mod tests {
         assert_eq!(check(f32::MIN, HalfType::Float16), Err(Misfit::Overflows(f32::MIN)));
         assert_eq!(check(f32::NEG_INFINITY, HalfType::Float16), Ok(()));
         assert_eq!(check(0.0, HalfType::Float16), Ok(()));
+    }
+
+    #[test]
+    fn what_overflows_is_what_rounds_to_infinity() {
+        for half in [HalfType::Float16, HalfType::Bfloat16] {
+            let limit = overflow(half);
+            assert!(!rounded(limit, half).is_finite(), "{half}");
+            assert!(rounded(limit.next_down(), half).is_finite(), "{half}");
+            let mut values = vec![1.0; 3000];
+            values[2500] = -limit;
+            let found = check(&Tensor::vector(&values), half);
+            assert_eq!(found, Err(Misfit::Overflows(-limit)));
+        }
     }
 
     #[test]
