@@ -24,17 +24,25 @@ pub struct TrainedModel {
     pub n_parameters: usize,
     /// Batch normalizations that were folded while training.
     pub n_norms: usize,
+    /// The most bytes of values that a step kept for its way back.
+    pub kept_bytes: usize,
     /// Scores on the validation data, if there is any.
     pub scores: Option<Scores>,
+    /// Quantized without training, by the same plan.
+    pub ptq: Model,
+    /// The same with what can be had back without training; see [`midtread_train::recover`].
+    pub recovered: Model,
 }
 
-/// Scores of three models on the same data.
+/// Scores of four models on the same data.
 #[derive(Clone, Copy, Debug)]
 pub struct Scores {
     /// The float model.
     pub float: Score,
     /// Quantized without training, by the same plan.
     pub ptq: Score,
+    /// The same with what can be had back without training.
+    pub recovered: Score,
     /// Trained and quantized: the model that is saved, run as it is.
     pub qat: Score,
 }
@@ -106,8 +114,12 @@ pub fn train(
         .map_err(|e| Error::Options(format!("no threads: {e}")))?;
     // Without training the plan is as it is; first, so that it fails before the long part.
     let ptq = apply(&prepared, &plan, options.format)?;
-    options.progress.stage("train", None);
     let start = Start { prepared: &prepared, unfused: &unfused, plan: &plan };
+    options.progress.stage("recover", None);
+    let batch = training.micro_batch.unwrap_or(training.batch);
+    let (model, recovered) = pool.install(|| midtread_train::recover(start, data, batch))?;
+    let recovered = apply(&model, &recovered, options.format)?;
+    options.progress.stage("train", None);
     let trained = pool.install(|| {
         midtread_train::train(start, data, validation, training, resume, hooks, options.interrupted)
     })?;
@@ -126,12 +138,29 @@ pub fn train(
                 )
             };
             let scores = pool.install(|| -> Result<Scores, midtread_train::Error> {
-                Ok(Scores { float: score(&prepared)?, ptq: score(&ptq)?, qat: score(&model)? })
+                Ok(Scores {
+                    float: score(&prepared)?,
+                    ptq: score(&ptq)?,
+                    recovered: score(&recovered)?,
+                    qat: score(&model)?,
+                })
             })?;
             Some(scores)
         }
         None => None,
     };
-    let midtread_train::Trained { plan, epochs, best, n_norms, n_parameters, .. } = trained;
-    Ok(TrainedModel { model, plan, epochs, best, n_parameters, n_norms, scores })
+    let midtread_train::Trained { plan, epochs, best, n_norms, n_parameters, kept_bytes, .. } =
+        trained;
+    Ok(TrainedModel {
+        model,
+        plan,
+        epochs,
+        best,
+        n_parameters,
+        n_norms,
+        kept_bytes,
+        scores,
+        ptq,
+        recovered,
+    })
 }

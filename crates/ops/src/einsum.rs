@@ -218,14 +218,11 @@ fn by_products(
     Ok(Some(y.reshaped(equation.output.iter().map(|l| sizes[l]).collect())?))
 }
 
-fn einsum(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
-    let inputs = (0..args.len()).map(|i| args.required(i)).collect::<Result<Vec<_>, _>>()?;
-    let first = *inputs.first().ok_or(OpError::MissingInput(0))?;
-    let ranks: Vec<usize> = inputs.iter().map(|x| x.dims().len()).collect();
-    let equation = Equation::parse(attr::string(ctx.node, "equation", "")?, &ranks)?;
+/// How large each dimension is: where a factor has 1, it repeats.
+fn sizes_of(equation: &Equation, dims: &[&[usize]]) -> Result<BTreeMap<Label, usize>, OpError> {
     let mut sizes: BTreeMap<Label, usize> = BTreeMap::new();
-    for (labels, x) in equation.inputs.iter().zip(&inputs) {
-        for (&label, &d) in labels.iter().zip(x.dims()) {
+    for (labels, dims) in equation.inputs.iter().zip(dims) {
+        for (&label, &d) in labels.iter().zip(*dims) {
             let size = sizes.entry(label).or_insert(d);
             if *size == 1 {
                 *size = d;
@@ -234,10 +231,67 @@ fn einsum(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
             }
         }
     }
+    Ok(sizes)
+}
+
+fn einsum(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
+    let inputs = (0..args.len()).map(|i| args.required(i)).collect::<Result<Vec<_>, _>>()?;
+    let ranks: Vec<usize> = inputs.iter().map(|x| x.dims().len()).collect();
+    let equation = Equation::parse(attr::string(ctx.node, "equation", "")?, &ranks)?;
+    Ok(vec![evaluate(ctx, &equation, &inputs)?])
+}
+
+/// The gradient of input `i`: the sum of products of the output's gradient and the other factors, over what input `i`
+/// does not have. Along what it alone has it is repeated; where it repeated, it is summed.
+pub(crate) fn gradient(
+    ctx: &EvalCtx<'_>,
+    i: usize,
+    inputs: &[&Tensor],
+    dy: &Tensor,
+) -> Result<Tensor, OpError> {
+    let ranks: Vec<usize> = inputs.iter().map(|x| x.dims().len()).collect();
+    let equation = Equation::parse(attr::string(ctx.node, "equation", "")?, &ranks)?;
+    let dims: Vec<&[usize]> = inputs.iter().map(|x| x.dims()).collect();
+    let sizes = sizes_of(&equation, &dims)?;
+    let labels = &equation.inputs[i];
+    if (0..labels.len()).any(|k| labels[..k].contains(&labels[k])) {
+        return Err(OpError::Unsupported("a gradient of a diagonal".to_owned()));
+    }
+    // A factor of ones has what nobody else has.
+    let is_alone = |l: &&Label| {
+        let others = equation.inputs.iter().enumerate().filter(|(k, _)| *k != i);
+        !equation.output.contains(l) && !others.into_iter().any(|(_, other)| other.contains(l))
+    };
+    let alone: Vec<Label> = labels.iter().filter(is_alone).copied().collect();
+    let ones = alone.iter().map(|l| sizes[l]).collect::<Vec<_>>();
+    let ones = Tensor::from_slice(ones.clone(), &vec![1.0_f32; product(&ones)])?;
+    let mut factors = vec![dy];
+    let mut terms = vec![equation.output.clone()];
+    if !alone.is_empty() {
+        factors.push(&ones);
+        terms.push(alone);
+    }
+    for (k, (x, term)) in inputs.iter().zip(&equation.inputs).enumerate() {
+        if k != i {
+            factors.push(x);
+            terms.push(term.clone());
+        }
+    }
+    // What it repeats along is not its own.
+    let own: Vec<Label> =
+        labels.iter().zip(dims[i]).filter(|(l, d)| **d == sizes[l]).map(|(l, _)| *l).collect();
+    let back = Equation { inputs: terms, output: own };
+    Ok(evaluate(ctx, &back, &factors)?.reshaped(dims[i].to_vec())?)
+}
+
+fn evaluate(ctx: &EvalCtx<'_>, equation: &Equation, inputs: &[&Tensor]) -> Result<Tensor, OpError> {
+    let first = *inputs.first().ok_or(OpError::MissingInput(0))?;
+    let dims: Vec<&[usize]> = inputs.iter().map(|x| x.dims()).collect();
+    let sizes = sizes_of(equation, &dims)?;
     if first.dtype() == DataType::Float
-        && let Some(y) = by_products(ctx, &equation, &inputs, &sizes)?
+        && let Some(y) = by_products(ctx, equation, inputs, &sizes)?
     {
-        return Ok(vec![y]);
+        return Ok(y);
     }
     let summed: Vec<Label> =
         sizes.keys().copied().filter(|l| !equation.output.contains(l)).collect();
@@ -252,7 +306,7 @@ fn einsum(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
             };
             labels.iter().map(step).collect()
         };
-        equation.inputs.iter().zip(&inputs).map(one).collect()
+        equation.inputs.iter().zip(inputs).map(one).collect()
     };
     let (out_dims, sum_dims) = (dims_of(&equation.output), dims_of(&summed));
     let (out_steps, sum_steps) = (steps_of(&equation.output), steps_of(&summed));
@@ -278,6 +332,6 @@ fn einsum(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
             }
             Ok(())
         })?;
-        Ok(vec![y])
+        Ok(y)
     })
 }

@@ -306,59 +306,122 @@ where
     Ok(x)
 }
 
+/// One node with sizes: what becomes of each dimension, and how.
+struct Resizing<'a> {
+    mode: &'a str,
+    transform: &'a str,
+    nearest_mode: &'a str,
+    from: Vec<usize>,
+    dims: Vec<usize>,
+    positions: Vec<Positions<'a>>,
+}
+
+impl<'a> Resizing<'a> {
+    fn read(node: &'a Node, opset: i64, from: &[usize], args: &Args) -> Result<Self, OpError> {
+        let rank = from.len();
+        let own = |name: &'static str, default: &'static str| attr::string(node, name, default);
+        // Before version 11, and in Upsample, positions are only scaled, and nearest is the one below.
+        let old = node.op_type == "Upsample" || opset < 11;
+        let transform =
+            own("coordinate_transformation_mode", if old { "asymmetric" } else { "half_pixel" })?;
+        let (scales_at, sizes_at) = inputs(node, opset);
+        let scales = match attr_floats(node, "scales")? {
+            Some(scales) => Some(scales),
+            None => {
+                let scales = args.get(scales_at).filter(|t| !t.is_empty());
+                scales.map(|t| t.to_vec::<f32>()).transpose()?
+            }
+        };
+        let sizes = args.get(sizes_at).filter(|t| !t.is_empty()).map(indices).transpose()?;
+        let (dims, factors) = resized(node, from, scales.as_deref(), sizes.as_deref())?;
+        let mut roi = vec![(0.0, 1.0); rank];
+        if transform == "tf_crop_and_resize" {
+            let axes = axes(node, rank)?;
+            let bounds = reals(args.required(1)?)?;
+            if bounds.len() != 2 * axes.len() {
+                return Err(OpError::Invalid(format!("{} bounds of a region", bounds.len())));
+            }
+            for (i, &axis) in axes.iter().enumerate() {
+                roi[axis] = (bounds[i], bounds[axes.len() + i]);
+            }
+        }
+        let positions = (0..rank)
+            .map(|d| Positions {
+                transform,
+                n: from[d] as f64,
+                out: dims[d] as f64,
+                factor: factors[d],
+                roi: roi[d],
+            })
+            .collect();
+        let nearest_mode = own("nearest_mode", if old { "floor" } else { "round_prefer_floor" })?;
+        let mode = own("mode", "nearest")?;
+        Ok(Self { mode, transform, nearest_mode, from: from.to_vec(), dims, positions })
+    }
+
+    /// The weights along dimension `d`.
+    fn taps(&self, node: &Node, d: usize) -> Result<Taps<f64>, OpError> {
+        let filter = Filter {
+            cubic: match self.mode {
+                "linear" | "bilinear" => None,
+                "cubic" => Some(f64::from(attr::float(node, "cubic_coeff_a", -0.75)?)),
+                other => return Err(OpError::Invalid(format!("`mode` is `{other}`"))),
+            },
+            antialias: attr::flag(node, "antialias", false)?,
+            exclude_outside: attr::flag(node, "exclude_outside", false)?,
+        };
+        let p = &self.positions[d];
+        if p.factor == 1.0 && p.n == p.out && p.roi == (0.0, 1.0) {
+            return Ok(None);
+        }
+        let one = |i| {
+            let at = p.source(i)?.clamp(-4.0, p.n + 4.0);
+            Ok(filter.taps(at, self.from[d], p.factor))
+        };
+        (0..self.dims[d]).map(one).collect::<Result<_, OpError>>().map(Some)
+    }
+}
+
+/// The gradient of the input of an interpolation (not of `nearest`): each element gets back what it gave.
+pub(crate) fn interpolation_gradient(
+    ctx: &EvalCtx<'_>,
+    from: &[usize],
+    args: &Args,
+    dy: &Tensor,
+) -> Result<Tensor, OpError> {
+    let resizing = Resizing::read(ctx.node, ctx.opset, from, args)?;
+    if resizing.transform == "tf_crop_and_resize" {
+        return Err(OpError::Unsupported("a gradient of `tf_crop_and_resize`".to_owned()));
+    }
+    interpolate::<f32>(ctx, dy.clone(), from, |d| {
+        let Some(taps) = resizing.taps(ctx.node, d)? else { return Ok(None) };
+        let mut back = vec![Vec::new(); from[d]];
+        for (i, taps) in taps.iter().enumerate() {
+            taps.iter().for_each(|&(at, weight)| back[at].push((i, weight as f32)));
+        }
+        Ok(Some(back))
+    })
+}
+
 fn resize(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
     let (x, node) = (args.required(0)?, ctx.node);
     let rank = x.dims().len();
-    let own = |name: &'static str, default: &'static str| attr::string(node, name, default);
-    // Before version 11, and in Upsample, positions are only scaled, and nearest is the one below.
-    let old = node.op_type == "Upsample" || ctx.opset < 11;
-    let transform =
-        own("coordinate_transformation_mode", if old { "asymmetric" } else { "half_pixel" })?;
-    let (scales_at, sizes_at) = inputs(node, ctx.opset);
-    let scales = match attr_floats(node, "scales")? {
-        Some(scales) => Some(scales),
-        None => {
-            args.get(scales_at).filter(|t| !t.is_empty()).map(|t| t.to_vec::<f32>()).transpose()?
-        }
-    };
-    let sizes = args.get(sizes_at).filter(|t| !t.is_empty()).map(indices).transpose()?;
-    let (dims, factors) = resized(node, x.dims(), scales.as_deref(), sizes.as_deref())?;
+    let resizing = Resizing::read(node, ctx.opset, x.dims(), &args)?;
+    let Resizing { mode, transform, nearest_mode, dims, positions, .. } = &resizing;
     if x.is_empty() {
-        let y = ctx.pool.tensor(x.dtype(), dims)?;
+        let y = ctx.pool.tensor(x.dtype(), dims.clone())?;
         return match y.is_empty() {
             true => Ok(vec![y]),
             false => Err(OpError::Invalid("an image without elements made larger".to_owned())),
         };
     }
-    let mut roi = vec![(0.0, 1.0); rank];
-    if transform == "tf_crop_and_resize" {
-        let axes = axes(node, rank)?;
-        let bounds = reals(args.required(1)?)?;
-        if bounds.len() != 2 * axes.len() {
-            return Err(OpError::Invalid(format!("{} bounds of a region", bounds.len())));
-        }
-        for (i, &axis) in axes.iter().enumerate() {
-            roi[axis] = (bounds[i], bounds[axes.len() + i]);
-        }
-    }
-    let positions: Vec<Positions<'_>> = (0..rank)
-        .map(|d| Positions {
-            transform,
-            n: x.dims()[d] as f64,
-            out: dims[d] as f64,
-            factor: factors[d],
-            roi: roi[d],
-        })
-        .collect();
     let outside = attr::float(node, "extrapolation_value", 0.0)?;
     let outside = |dtype| match dtype {
         DataType::String => blank(dtype),
         _ => cast(ctx, Tensor::scalar(outside), dtype),
     };
-    let mode = own("mode", "nearest")?;
-    if mode == "nearest" {
-        let nearest_mode = own("nearest_mode", if old { "floor" } else { "round_prefer_floor" })?;
-        let round: fn(f64) -> f64 = match nearest_mode {
+    if *mode == "nearest" {
+        let round: fn(f64) -> f64 = match *nearest_mode {
             "floor" => f64::floor,
             "ceil" => f64::ceil,
             "round_prefer_ceil" => |x| (x + 0.5).floor(),
@@ -370,50 +433,31 @@ fn resize(ctx: &EvalCtx<'_>, args: Args) -> Result<Vec<Tensor>, OpError> {
             let at = round(positions[d].source(i)?).clamp(0.0, positions[d].n - 1.0);
             Ok((!positions[d].is_outside(i)?).then_some(at as usize * strides[d]))
         };
-        midtread_graph::tensor::n_elements(&dims)?;
+        midtread_graph::tensor::n_elements(dims)?;
         let from = (0..rank).map(|d| (0..dims[d]).map(|i| at(d, i)).collect());
         let from = from.collect::<Result<Vec<Vec<_>>, OpError>>()?;
-        let how = Padded { dims: &dims, from };
+        let how = Padded { dims, from };
         return Ok(vec![moved(ctx, &[x, &outside(x.dtype())?], dims.clone(), &how)?]);
     }
     if x.dtype() == DataType::String {
         return Err(crate::typed::unsupported_type(x.dtype()));
     }
-    let filter = Filter {
-        cubic: match mode {
-            "linear" | "bilinear" => None,
-            "cubic" => Some(f64::from(attr::float(node, "cubic_coeff_a", -0.75)?)),
-            other => return Err(OpError::Invalid(format!("`mode` is `{other}`"))),
-        },
-        antialias: attr::flag(node, "antialias", false)?,
-        exclude_outside: attr::flag(node, "exclude_outside", false)?,
-    };
-    let taps = |d: usize| -> Result<Taps<f64>, OpError> {
-        let p = &positions[d];
-        if p.factor == 1.0 && p.n == p.out && p.roi == (0.0, 1.0) {
-            return Ok(None);
-        }
-        let one = |i| {
-            let at = p.source(i)?.clamp(-4.0, p.n + 4.0);
-            Ok(filter.taps(at, x.dims()[d], p.factor))
-        };
-        (0..dims[d]).map(one).collect::<Result<_, OpError>>().map(Some)
-    };
+    let taps = |d: usize| resizing.taps(node, d);
     let mut y = if x.dtype() == DataType::Double {
-        interpolate(ctx, x.clone(), &dims, taps)?
+        interpolate(ctx, x.clone(), dims, taps)?
     } else {
         let wide = cast(ctx, x.clone(), DataType::Float)?;
         let narrow =
             |taps: Vec<(usize, f64)>| taps.into_iter().map(|(i, w)| (i, w as f32)).collect();
         let taps = |d| Ok(taps(d)?.map(|all| all.into_iter().map(narrow).collect()));
-        interpolate::<f32>(ctx, wide, &dims, taps)?
+        interpolate::<f32>(ctx, wide, dims, taps)?
     };
-    if transform == "tf_crop_and_resize" {
+    if *transform == "tf_crop_and_resize" {
         let outside = outside(y.dtype())?;
         let is_outside = |d: usize| (0..dims[d]).map(|i| positions[d].is_outside(i)).collect();
         let is_outside: Vec<Vec<bool>> = (0..rank).map(is_outside).collect::<Result<_, _>>()?;
         let none = vec![0; rank];
-        let mut at = Odometer::new(&dims, &[&none]);
+        let mut at = Odometer::new(dims, &[&none]);
         let width = outside.as_bytes().len();
         for e in y.bytes_mut().chunks_exact_mut(width) {
             if at.position().iter().zip(&is_outside).any(|(&p, is_outside)| is_outside[p]) {

@@ -179,6 +179,56 @@ fn cases() -> Vec<Case> {
         case("Pad", vec![t(&[2, 3]), ints(&[0, 1, 1, 2]), Tensor::scalar(3.0_f32)]).only(&[0]),
     );
     all.push(case("Pad", vec![t(&[2, 3]), ints(&[1, 1, 0, 2])]).with("mode", text("reflect")));
+    for (mode, transform) in [
+        ("nearest", "half_pixel"),
+        ("linear", "half_pixel"),
+        ("linear", "align_corners"),
+        ("cubic", "asymmetric"),
+    ] {
+        for scales in [[1.0_f32, 1.0, 2.0, 1.6], [1.0, 1.0, 0.6, 1.0]] {
+            let inputs =
+                vec![t(&[1, 2, 3, 5]), Tensor::vector::<f32>(&[]), Tensor::vector(&scales)];
+            all.push(
+                case("Resize", inputs)
+                    .with("mode", text(mode))
+                    .with("coordinate_transformation_mode", text(transform))
+                    .only(&[0])
+                    .without(1),
+            );
+        }
+    }
+    let sizes = vec![t(&[1, 2, 3, 5]), ints(&[3, 1])];
+    let shrunk = case("Resize", sizes).with("mode", text("linear")).int("antialias", 1);
+    let shrunk = shrunk.ints("axes", &[3, 1]);
+    all.push(Case {
+        inputs: vec![shrunk.inputs[0].clone(), None, None, shrunk.inputs[1].clone()],
+        ..shrunk
+    });
+    for (op, updates, at) in [
+        ("ScatterND", scaled(&[2, 3], 0.5), Tensor::from_slice(vec![2, 1], &[3_i64, 0]).unwrap()),
+        (
+            "ScatterElements",
+            scaled(&[1, 3], 0.5),
+            Tensor::from_slice(vec![1, 3], &[3_i64, 0, 2]).unwrap(),
+        ),
+    ] {
+        all.push(case(op, vec![t(&[4, 3]), at, updates]));
+    }
+    for (equation, dims) in [
+        ("bij,bjk->bik", vec![vec![2, 3, 4], vec![2, 4, 2]]),
+        ("bhid,bhjd->bhij", vec![vec![2, 2, 3, 4], vec![2, 2, 5, 4]]),
+        ("...i,ij->...j", vec![vec![2, 3, 4], vec![4, 2]]),
+        // A factor that repeats, one whose dimension is summed alone, three factors.
+        ("bi,bi->b", vec![vec![2, 3], vec![1, 3]]),
+        ("ij,k->ik", vec![vec![2, 3], vec![4]]),
+        ("ij->i", vec![vec![2, 3]]),
+        ("i,j,ij->", vec![vec![2], vec![3], vec![2, 3]]),
+        ("ij", vec![vec![2, 3]]),
+    ] {
+        let inputs = dims.iter().enumerate();
+        let inputs = inputs.map(|(k, dims)| scaled(dims, 0.9 - 0.2 * k as f32)).collect();
+        all.push(case("Einsum", inputs).with("equation", text(equation)));
+    }
     all.push(case("Reshape", vec![t(&[2, 6]), ints(&[3, -1])]));
     all.push(case(
         "Slice",

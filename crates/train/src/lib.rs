@@ -5,7 +5,7 @@
 //! `quant::apply` writes; the parameters of the result are put into the plan, and nothing is decided again.
 //!
 //! Reading order: [`options`] (what can be asked for, and the recipes), [`net`] (the graph forwards and backwards),
-//! [`quantizer`] (fake quantization and its parameters), [`norm`] (batch normalization, folded while it is trained),
+//! `net::recover` (what can be had back without training), [`quantizer`] (fake quantization and its parameters), [`norm`] (batch normalization, folded while it is trained),
 //! [`loss`], [`optimizer`], [`batches`] (data), [`checkpoint`], [`run`] (the loop), [`error`].
 #![forbid(unsafe_code)]
 
@@ -22,4 +22,4 @@ pub mod run;
 
 pub use error::Error;
 pub use options::{Augment, Loss, Optimizer, Options, RECIPES, Recipe, Scales, recipe_for_bits};
-pub use run::{Data, Epoch, Hooks, Labels, Progress, Score, Start, Trained, score, train};
+pub use run::{Data, Epoch, Hooks, Labels, Progress, Score, Start, Trained, recover, score, train};

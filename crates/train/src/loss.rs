@@ -1,7 +1,5 @@
 //! What is minimized: a number, and its gradient in the output. All are means over the rows of a batch, in `f64`.
 
-#![allow(clippy::needless_range_loop, reason = "several lists are walked at once, by position")]
-
 use midtread_graph::Tensor;
 use midtread_ops::OpError;
 

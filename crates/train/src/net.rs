@@ -1,9 +1,13 @@
 //! The graph as it is trained: forwards with fake quantization where the plan has it, and backwards.
 
+mod recover;
+
+pub(crate) use recover::Moments;
+
 use std::collections::{BTreeMap, HashMap};
 
 use midtread_exec::topological_order;
-use midtread_graph::{DataType, Graph, Model, Tensor, ValueId, model::opset_of};
+use midtread_graph::{DataType, Graph, Model, Tensor, TensorError, ValueId, model::opset_of};
 use midtread_kernels::grad::accumulate;
 use midtread_num::{
     QParams, QRange,
@@ -20,7 +24,6 @@ use midtread_quant::{
 use crate::{
     error::Error,
     norm::{BatchCache, Norm},
-    options::Scales,
     quantizer::{ActivationQuantizer, WeightQuantizer},
 };
 
@@ -29,19 +32,27 @@ use crate::{
 pub(crate) struct Phase {
     /// Whether anything is quantized.
     pub(crate) is_quantized: bool,
-    /// Whether normalizations use the batch's statistics, and how fast the running ones follow; `None` where they are
-    /// folded.
-    pub(crate) norm_momentum: Option<f32>,
+    /// The statistics of normalizations.
+    pub(crate) norm: Statistics,
     /// How fast observed ranges follow; `None` where nothing is observed.
     pub(crate) observe: Option<f32>,
     /// Whether what the gradient reads is kept.
     pub(crate) keeps: bool,
 }
 
+/// What normalizations divide by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Statistics {
+    /// The running ones: they are folded.
+    Running,
+    /// The batch's. The running ones follow by so much, if at all.
+    Batch { momentum: Option<f32> },
+}
+
 impl Phase {
     /// As the deployed model.
     pub(crate) const DEPLOYED: Self =
-        Self { is_quantized: true, norm_momentum: None, observe: None, keeps: false };
+        Self { is_quantized: true, norm: Statistics::Running, observe: None, keeps: false };
 }
 
 /// Numbers that are trained.
@@ -139,6 +150,8 @@ pub(crate) struct Net {
     quantizer_of: Vec<Option<usize>>,
     pub(crate) norms: Vec<Norm>,
     needs_grad: Vec<bool>,
+    /// Where the segments begin whose values are computed again on the way back; none: all are kept.
+    cuts: Vec<usize>,
     pool: Pool,
 }
 
@@ -150,12 +163,26 @@ pub(crate) struct Tape {
     raws: Vec<Option<Tensor>>,
     dims: Vec<Option<Vec<usize>>>,
     norms: Vec<Option<BatchCache>>,
+    /// The values at the beginning of each segment but the last, and that.
+    saved: Vec<(usize, Vec<Option<Tensor>>)>,
+    /// The first step whose values are there.
+    from: usize,
 }
 
 impl Tape {
     /// A value as its users see it.
     pub(crate) fn value(&self, id: ValueId) -> Option<&Tensor> {
         self.values[id.idx()].as_ref()
+    }
+
+    /// Bytes that it holds, each buffer once.
+    pub(crate) fn n_bytes(&self) -> usize {
+        let saved = self.saved.iter().flat_map(|(_, values)| values);
+        let products = self.norms.iter().flatten().map(|cache| &cache.product);
+        let all = self.values.iter().chain(&self.raws).chain(saved).flatten().chain(products);
+        let buffers: BTreeMap<*const u8, usize> =
+            all.map(|t| (t.as_bytes().as_ptr(), t.as_bytes().len())).collect();
+        buffers.values().sum()
     }
 }
 
@@ -206,6 +233,7 @@ impl Net {
             quantizer_of: vec![None; n],
             norms: crate::norm::find(unfused, prepared),
             needs_grad: vec![false; n],
+            cuts: Vec::new(),
             pool: Pool::keeping(4096),
             graph,
         };
@@ -525,6 +553,14 @@ impl Net {
         }
     }
 
+    /// Keeps the values between some segments of the graph alone, and computes the others again on the way back: with
+    /// the square root of the number of steps as many segments as steps in one, and one more pass forwards.
+    pub(crate) fn recompute(&mut self) {
+        let n = self.steps.len();
+        let n_segments = n.isqrt().max(1);
+        self.cuts = (0..n_segments).map(|i| i * n / n_segments).collect();
+    }
+
     /// Brings what nodes take up to date with the parameters and scales.
     pub(crate) fn refresh(&mut self, is_quantized: bool) -> Result<(), Error> {
         for param in &self.params {
@@ -535,6 +571,7 @@ impl Net {
                 Place::Beta(n) => self.norms[n].beta.copy_from_slice(&param.value),
             }
         }
+        self.norms.iter_mut().for_each(Norm::fold);
         for slot in &mut self.slots {
             match slot.source {
                 Source::Param(p) => slot.raw.copy_from_slice(&self.params[p].value),
@@ -546,34 +583,37 @@ impl Net {
         if is_quantized {
             self.raise_for_biases();
         }
+        (0..self.slots.len())
+            .try_for_each(|slot| self.write_slot(slot, is_quantized))
+            .map_err(tensor)
+    }
+
+    /// What nodes take at a slot, from what it is before quantization.
+    fn write_slot(&mut self, slot: usize, is_quantized: bool) -> Result<(), TensorError> {
         let (weights, activations) = (&self.weights, &self.activations);
-        for slot in &mut self.slots {
-            let Slot { raw, value, quant, dims, .. } = slot;
-            let mut made = std::mem::replace(value, Tensor::scalar(0.0_f32));
-            if !made.is_unique() {
-                made = Tensor::from_slice(dims.clone(), raw).map_err(tensor)?;
-            }
-            let out = made.to_mut::<f32>().map_err(tensor)?;
-            match (is_quantized, *quant) {
-                (true, SlotQuant::Weight(w)) => weights[w].apply(raw, out),
-                (true, SlotQuant::Bias(a, w)) => {
-                    let (x, quantizer) = (activations[a].params(), &weights[w]);
-                    for (i, (out, raw)) in out.iter_mut().zip(raw.iter()).enumerate() {
-                        let channel = if quantizer.scales.len() == 1 { 0 } else { i };
-                        *out = match bias_scale(x.scale(), quantizer.params(channel).scale()) {
-                            // As DequantizeLinear has it, in f32.
-                            Ok(scale) => QParams::new(scale, 0, QRange::I16)
-                                .map_or(*raw, |params| {
-                                    params.dequantize(quantize_bias(*raw, scale))
-                                }),
-                            Err(_) => *raw,
-                        };
-                    }
-                }
-                _ => out.copy_from_slice(raw),
-            }
-            *value = made;
+        let Slot { raw, value, quant, dims, .. } = &mut self.slots[slot];
+        let mut made = std::mem::replace(value, Tensor::scalar(0.0_f32));
+        if !made.is_unique() {
+            made = Tensor::from_slice(dims.clone(), raw)?;
         }
+        let out = made.to_mut::<f32>()?;
+        match (is_quantized, *quant) {
+            (true, SlotQuant::Weight(w)) => weights[w].apply(raw, out),
+            (true, SlotQuant::Bias(a, w)) => {
+                let (x, quantizer) = (activations[a].params(), &weights[w]);
+                for (i, (out, raw)) in out.iter_mut().zip(raw.iter()).enumerate() {
+                    let channel = if quantizer.scales.len() == 1 { 0 } else { i };
+                    *out = match bias_scale(x.scale(), quantizer.params(channel).scale()) {
+                        // As DequantizeLinear has it, in f32.
+                        Ok(scale) => QParams::new(scale, 0, QRange::I16)
+                            .map_or(*raw, |params| params.dequantize(quantize_bias(*raw, scale))),
+                        Err(_) => *raw,
+                    };
+                }
+            }
+            _ => out.copy_from_slice(raw),
+        }
+        *value = made;
         Ok(())
     }
 
@@ -601,12 +641,8 @@ impl Net {
         }
     }
 
-    /// The outputs for these inputs.
-    pub(crate) fn forward(
-        &mut self,
-        inputs: Vec<(ValueId, Tensor)>,
-        phase: Phase,
-    ) -> Result<Tape, Error> {
+    /// A tape with the inputs.
+    fn tape(&mut self, inputs: Vec<(ValueId, Tensor)>, phase: Phase) -> Result<Tape, Error> {
         let n = self.graph.values().len();
         let mut tape = Tape {
             phase,
@@ -614,61 +650,92 @@ impl Net {
             raws: vec![None; n],
             dims: vec![None; n],
             norms: (0..self.norms.len()).map(|_| None).collect(),
+            saved: Vec::new(),
+            from: 0,
         };
-        let which = usize::from(!phase.is_quantized);
         for (id, tensor) in inputs {
-            self.arrive(&mut tape, id, tensor.to_aligned()).map_err(|source| Error::Node {
-                node: self.graph.value_name(id).to_owned(),
-                op_type: "input".into(),
+            self.arrive(&mut tape, id, tensor.to_aligned(), phase).map_err(|source| {
+                Error::Node {
+                    node: self.graph.value_name(id).to_owned(),
+                    op_type: "input".into(),
+                    pass: "forwards",
+                    source,
+                }
+            })?;
+        }
+        Ok(tape)
+    }
+
+    /// The outputs for these inputs.
+    pub(crate) fn forward(
+        &mut self,
+        inputs: Vec<(ValueId, Tensor)>,
+        phase: Phase,
+    ) -> Result<Tape, Error> {
+        let mut tape = self.tape(inputs, phase)?;
+        if phase.keeps {
+            tape.from = self.cuts.last().copied().unwrap_or(0);
+        }
+        let passing = Phase { keeps: false, ..phase };
+        for s in 0..self.steps.len() {
+            if s < tape.from && self.cuts.contains(&s) {
+                tape.saved.push((s, tape.values.clone()));
+            }
+            let phase = if s < tape.from { passing } else { phase };
+            self.run_step(s, &mut tape, phase)?;
+        }
+        Ok(tape)
+    }
+
+    fn run_step(&mut self, s: usize, tape: &mut Tape, phase: Phase) -> Result<(), Error> {
+        let which = usize::from(!phase.is_quantized);
+        let step = &self.steps[s];
+        if phase.is_quantized && step.is_absorbed {
+            return Ok(());
+        }
+        let node = &self.graph.nodes[step.node];
+        let failed = |source| Error::Node {
+            node: self.graph.label(node).to_owned(),
+            op_type: node.op_type.clone(),
+            pass: "forwards",
+            source,
+        };
+        let args = step.inputs.iter().map(|input| self.read(tape, input)).collect::<Vec<_>>();
+        let outputs = match (step.norm, phase.norm, &args[..]) {
+            (Some(n), Statistics::Batch { momentum }, [Some(x), Some(w), ..]) => {
+                let norm = &mut self.norms[n];
+                let w = w.as_slice::<f32>().map_err(|e| failed(e.into()))?;
+                let made = norm.forward(&self.pool, node, x, w, momentum);
+                let (y, cache) = made.map_err(failed)?;
+                if phase.keeps {
+                    tape.norms[n] = Some(cache);
+                }
+                vec![y]
+            }
+            _ => {
+                let ctx = EvalCtx { node, opset: step.opset, pool: &self.pool };
+                step.def.evaluate_tensors(&ctx, Args(args)).map_err(failed)?
+            }
+        };
+        let ids = step.outputs[which].clone();
+        let (label, op_type) = (step.node, node.op_type.clone());
+        for (id, tensor) in ids.into_iter().zip(outputs) {
+            let Some(id) = id else { continue };
+            self.arrive(tape, id, tensor, phase).map_err(|source| Error::Node {
+                node: self.graph.label(&self.graph.nodes[label]).to_owned(),
+                op_type: op_type.clone(),
                 pass: "forwards",
                 source,
             })?;
         }
-        for s in 0..self.steps.len() {
-            let step = &self.steps[s];
-            if phase.is_quantized && step.is_absorbed {
-                continue;
-            }
-            let node = &self.graph.nodes[step.node];
-            let failed = |source| Error::Node {
-                node: self.graph.label(node).to_owned(),
-                op_type: node.op_type.clone(),
-                pass: "forwards",
-                source,
-            };
-            let args = step.inputs.iter().map(|input| self.read(&tape, input)).collect::<Vec<_>>();
-            let outputs = match (step.norm, phase.norm_momentum, &args[..]) {
-                (Some(n), Some(momentum), [Some(x), Some(w), ..]) => {
-                    let norm = &mut self.norms[n];
-                    let w = w.as_slice::<f32>().map_err(|e| failed(e.into()))?;
-                    let made = norm.forward(&self.pool, node, x, w, Some(momentum));
-                    let (y, cache) = made.map_err(failed)?;
-                    if phase.keeps {
-                        tape.norms[n] = Some(cache);
-                    }
-                    vec![y]
-                }
-                _ => {
-                    let ctx = EvalCtx { node, opset: step.opset, pool: &self.pool };
-                    step.def.evaluate_tensors(&ctx, Args(args)).map_err(failed)?
-                }
-            };
-            let ids = step.outputs[which].clone();
-            let (label, op_type) = (step.node, node.op_type.clone());
-            for (id, tensor) in ids.into_iter().zip(outputs) {
-                let Some(id) = id else { continue };
-                self.arrive(&mut tape, id, tensor).map_err(|source| Error::Node {
-                    node: self.graph.label(&self.graph.nodes[label]).to_owned(),
-                    op_type: op_type.clone(),
-                    pass: "forwards",
-                    source,
-                })?;
-            }
-            for id in &self.steps[s].dropped[usize::from(phase.keeps)] {
+        let [unused, unread] = &self.steps[s].dropped;
+        for id in unused {
+            // What was quantized is quantized again when it is read.
+            if !phase.keeps || unread.contains(id) || tape.raws[id.idx()].is_some() {
                 tape.values[id.idx()] = None;
             }
         }
-        Ok(tape)
+        Ok(())
     }
 
     fn read(&self, tape: &Tape, input: &Input) -> Option<Tensor> {
@@ -681,22 +748,28 @@ impl Net {
     }
 
     /// A value is there: its users see it quantized where the plan has a pair.
-    fn arrive(&mut self, tape: &mut Tape, id: ValueId, tensor: Tensor) -> Result<(), OpError> {
+    fn arrive(
+        &mut self,
+        tape: &mut Tape,
+        id: ValueId,
+        tensor: Tensor,
+        phase: Phase,
+    ) -> Result<(), OpError> {
         tape.dims[id.idx()] = Some(tensor.dims().to_vec());
         let Some(q) = self.quantizer_of[id.idx()] else {
             tape.values[id.idx()] = Some(tensor);
             return Ok(());
         };
         let quantizer = &mut self.activations[q];
-        if let Some(momentum) = tape.phase.observe {
+        if let Some(momentum) = phase.observe {
             quantizer.observe(&tensor, momentum);
         }
-        if !tape.phase.is_quantized {
+        if !phase.is_quantized {
             tape.values[id.idx()] = Some(tensor);
             return Ok(());
         }
         tape.values[id.idx()] = Some(quantizer.apply(&self.pool, &tensor)?);
-        if tape.phase.keeps && self.needs_grad[id.idx()] {
+        if phase.keeps && self.needs_grad[id.idx()] {
             tape.raws[id.idx()] = Some(tensor);
         }
         Ok(())
@@ -715,6 +788,19 @@ impl Net {
             add(&mut grads[id.idx()], seed)?;
         }
         for s in (0..self.steps.len()).rev() {
+            if s < tape.from {
+                let (from, values) = tape.saved.pop().expect("there is one for each segment");
+                (tape.from, tape.values) = (from, values);
+                // Once more, and nothing follows it a second time.
+                let norm = match phase.norm {
+                    Statistics::Batch { .. } => Statistics::Batch { momentum: None },
+                    Statistics::Running => Statistics::Running,
+                };
+                let again = Phase { observe: None, norm, ..phase };
+                for s in from..=s {
+                    self.run_step(s, &mut tape, again)?;
+                }
+            }
             let step = &self.steps[s];
             if phase.is_quantized && step.is_absorbed {
                 continue;
@@ -760,6 +846,18 @@ impl Net {
                 .collect();
             if !wanted.contains(&true) {
                 continue;
+            }
+            for (k, input) in step.inputs.iter().enumerate() {
+                let Input::Value(id) = input else { continue };
+                if let (None, Some(raw), Some(q), true) = (
+                    &tape.values[id.idx()],
+                    &tape.raws[id.idx()],
+                    self.quantizer_of[id.idx()],
+                    def.reads.input(k),
+                ) {
+                    let value = self.activations[q].apply(&self.pool, raw).map_err(failed)?;
+                    tape.values[id.idx()] = Some(value);
+                }
             }
             let args: Vec<Option<Tensor>> =
                 step.inputs.iter().map(|input| self.read(&tape, input)).collect();
@@ -843,12 +941,13 @@ impl Net {
                     let (w, g) =
                         (find(params, Place::NormWeight(n)), find(params, Place::Gamma(n)));
                     let mut weight = std::mem::take(&mut params[w].grad);
-                    let gamma = phase.norm_momentum.is_none().then_some(&mut params[g].grad[..]);
+                    let is_folded = phase.norm == Statistics::Running;
+                    let gamma = is_folded.then_some(&mut params[g].grad[..]);
                     norms[n].unfold_weight(grad, &mut weight, gamma);
                     params[w].grad = weight;
                 }
                 // With the batch's statistics nobody took it.
-                Source::FoldedBias(n) if phase.norm_momentum.is_none() => {
+                Source::FoldedBias(n) if phase.norm == Statistics::Running => {
                     let (g, b) = (find(params, Place::Gamma(n)), find(params, Place::Beta(n)));
                     let mut gamma = std::mem::take(&mut params[g].grad);
                     norms[n].unfold_bias(grad, &mut gamma, &mut params[b].grad);
@@ -884,12 +983,12 @@ impl Net {
         }
     }
 
-    /// The prepared model with the trained weights, and the plan with the trained parameters.
+    /// The prepared model with the present weights, and the plan with the present parameters, and `how` they came.
     pub(crate) fn finish(
         &mut self,
         prepared: &Model,
         plan: &Plan,
-        scales: Scales,
+        how: (&str, &str),
     ) -> Result<(Model, Plan), Error> {
         self.refresh(true)?;
         let (mut model, mut plan) = (prepared.clone(), plan.clone());
@@ -942,7 +1041,7 @@ impl Net {
                 }
             }
         }
-        plan.options.insert("trained".to_owned(), format!("{scales:?}").to_lowercase());
+        plan.options.insert(how.0.to_owned(), how.1.to_owned());
         plan.model = fingerprint(&model);
         Ok((model, plan))
     }
@@ -963,7 +1062,7 @@ fn floats(constant: &Tensor) -> Result<Vec<f32>, Error> {
     constant.to_vec::<f32>().map_err(tensor)
 }
 
-fn tensor(error: midtread_graph::TensorError) -> Error {
+fn tensor(error: TensorError) -> Error {
     Error::Options(error.to_string())
 }
 

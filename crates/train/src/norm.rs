@@ -6,8 +6,6 @@
 //! (2018) correction `sqrt(running variance) / sqrt(batch variance)`. Once frozen it is the folded convolution with its
 //! bias, and gradients go through `k`.
 
-#![allow(clippy::needless_range_loop, reason = "several lists are walked at once, by position")]
-
 use midtread_graph::{Graph, Links, Model, Node, Tensor};
 use midtread_kernels::{
     conv::{Conv2d, conv2d},
@@ -34,12 +32,14 @@ pub(crate) struct Norm {
     pub(crate) mean: Vec<f32>,
     pub(crate) var: Vec<f32>,
     epsilon: f32,
+    /// The factors with which the weights of this step were folded: running statistics move on before it ends.
+    k: Vec<f32>,
 }
 
 /// What the gradient needs of a normalization with the batch's statistics.
 #[derive(Debug)]
 pub(crate) struct BatchCache {
-    product: Tensor,
+    pub(crate) product: Tensor,
     mean: Vec<f32>,
     /// `1 / (k * sigma)`: from the product less its mean to the normalized value.
     inverse: Vec<f32>,
@@ -64,6 +64,11 @@ impl Norm {
             .collect()
     }
 
+    /// Folds with the present parameters and statistics from here on.
+    pub(crate) fn fold(&mut self) {
+        self.k = self.factors();
+    }
+
     /// Weights as they are multiplied with.
     pub(crate) fn folded_weight(&self) -> Vec<f32> {
         let k = self.factors();
@@ -84,7 +89,7 @@ impl Norm {
         weight: &mut [f32],
         gamma: Option<&mut [f32]>,
     ) {
-        let k = self.factors();
+        let k = &self.k;
         let n = self.weight.len() / k.len().max(1);
         for (i, (to, grad)) in weight.iter_mut().zip(grad).enumerate() {
             *to += grad * k[i / n];
@@ -129,7 +134,7 @@ impl Norm {
         let y0 = product.as_slice::<f32>()?;
         let (mut mean, mut var) = (vec![0.0; conv.c_out], vec![0.0; conv.c_out]);
         statistics(planes, y0, &mut mean, &mut var);
-        let k = self.factors();
+        let k = &self.k;
         let count = (planes.n * planes.len) as f32;
         let (mut inverse, mut factor, mut shift) =
             (vec![0.0; k.len()], vec![0.0; k.len()], vec![0.0; k.len()]);
@@ -256,7 +261,7 @@ fn read(graph: &Graph, links: &Links, i: usize) -> Option<Norm> {
         None => vec![0.0; channels],
     };
     let [gamma, beta, mean, var] = [1, 2, 3, 4].map(|k| node.input(k).and_then(floats));
-    Some(Norm {
+    let mut norm = Norm {
         // Found by the caller, in the other graph.
         node: usize::MAX,
         name: graph.value_name(node.output(0)?).to_owned(),
@@ -268,7 +273,10 @@ fn read(graph: &Graph, links: &Links, i: usize) -> Option<Norm> {
         mean: mean?,
         var: var?,
         epsilon: node.float("epsilon").unwrap_or(1e-5),
-    })
+        k: Vec::new(),
+    };
+    norm.fold();
+    Some(norm)
 }
 
 #[cfg(test)]
@@ -289,7 +297,7 @@ mod tests {
         let mut graph = Graph::default();
         let [x, w, y] = ["x", "w", "y"].map(|n| graph.intern(n));
         let node = Node::new("Conv", "conv", [x, w], [y]);
-        let norm = Norm {
+        let mut norm = Norm {
             node: 0,
             name: "y".into(),
             dims: vec![2, 3, 2, 2],
@@ -300,7 +308,9 @@ mod tests {
             mean: vec![0.3, -0.1],
             var: vec![0.8, 1.7],
             epsilon: 1e-3,
+            k: Vec::new(),
         };
+        norm.fold();
         (norm, node)
     }
 
@@ -319,6 +329,7 @@ mod tests {
         let (mut norm, node) = norm();
         let pool = Pool::default();
         let run = |norm: &mut Norm| {
+            norm.fold();
             let w = norm.folded_weight();
             norm.forward(&pool, &node, &x(), &w, None).unwrap().0.to_vec::<f32>().unwrap()
         };
@@ -392,13 +403,14 @@ mod tests {
             // The folded weights stay: gamma and beta act after them.
             let at = |d: f32, which: usize| {
                 let (mut norm, _) = norm();
-                let folded = norm.factors();
+                let folded = norm.k.clone();
                 let part = if which == 0 { &mut norm.gamma } else { &mut norm.beta };
                 part[c] += d;
                 // `k` comes from gamma, so that its change is undone in the weights that are given.
                 let k = norm.factors();
                 let w: Vec<f32> =
                     w.iter().enumerate().map(|(i, w)| w / folded[i / 12] * k[i / 12]).collect();
+                norm.fold();
                 run(&mut norm, &x(), &w)
             };
             same(grads.gamma[c], slope(&|d| at(d, 0)), &format!("gamma {c}"));
@@ -452,9 +464,9 @@ mod tests {
                 &format!("folded beta {c}"),
             );
         }
-        for i in 0..24 {
+        for (i, &d_weight) in d_weight.iter().enumerate() {
             same(
-                d_weight[i],
+                d_weight,
                 slope(&|d| changed(d, &|n, d| n.weight[i] += d)),
                 &format!("folded weight {i}"),
             );

@@ -61,6 +61,8 @@ pub struct Options {
     pub batch: usize,
     /// Samples that are in memory at once, if that is to be fewer than `batch`: their gradients are added up.
     pub micro_batch: Option<usize>,
+    /// Whether values in the middle of the network are computed again on the way back instead of kept.
+    pub recompute: bool,
     /// How the parameters are changed.
     pub optimizer: Optimizer,
     /// The largest learning rate. It falls to 0 along half a cosine.
@@ -110,6 +112,7 @@ fn base() -> Options {
         epochs: 1,
         batch: 64,
         micro_batch: None,
+        recompute: false,
         optimizer: Optimizer::Adam,
         learning_rate: 1e-4,
         warmup: 0.02,

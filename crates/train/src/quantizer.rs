@@ -144,6 +144,15 @@ impl WeightQuantizer {
         self.scales = scales;
     }
 
+    /// Multiplies each channel of the weights, whose integers stay.
+    pub(crate) fn widen(&mut self, weights: &mut [f32], factors: &[f64]) {
+        let raw = weights.to_vec();
+        self.channels(&raw, weights, |c, raw, out| {
+            out.iter_mut().zip(raw).for_each(|(out, raw)| *out = raw * factors[c] as f32);
+        });
+        self.scales.iter_mut().zip(factors).for_each(|(scale, factor)| *scale *= *factor as f32);
+    }
+
     /// LSQ's factor of the scales' gradients: `1 / sqrt(elements of a channel * largest integer)`.
     pub(crate) fn grad_factor(&self) -> f32 {
         let n = (self.outer * self.inner) as f32;

@@ -1,6 +1,7 @@
 //! The loop: batches, passes, steps, scores, checkpoints.
 
 use std::{
+    collections::HashMap,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
@@ -16,7 +17,7 @@ use crate::{
     checkpoint::Header,
     error::Error,
     loss,
-    net::{Net, ParamKind, Phase, Tape},
+    net::{Moments, Net, ParamKind, Phase, Statistics, Tape},
     optimizer::{Steps, rate_at},
     options::{Augment, Optimizer, Options, Scales},
 };
@@ -116,6 +117,8 @@ pub struct Trained {
     pub n_norms: usize,
     /// Numbers that were trained.
     pub n_parameters: usize,
+    /// The most bytes of values that a step kept for its way back, since the start or the last resumption.
+    pub kept_bytes: usize,
 }
 
 /// Trains. Threads are those of the rayon pool that the caller is in; the result does not depend on how many they are.
@@ -157,9 +160,46 @@ pub fn train(
     run.load_net(&best)?;
     let n_parameters = run.net.params.iter().map(|p| p.value.len()).sum();
     let n_norms = run.net.norms.len();
-    let (model, plan) = run.net.finish(start.prepared, start.plan, options.scales)?;
+    let (model, plan) = {
+        let scales = format!("{:?}", options.scales).to_lowercase();
+        run.net.finish(start.prepared, start.plan, ("trained", &scales))?
+    };
     let best = header.best.map_or(0, |(_, epoch)| epoch);
-    Ok(Trained { model, plan, epochs: header.history, best, n_norms, n_parameters })
+    let kept_bytes = run.kept_bytes;
+    Ok(Trained { model, plan, epochs: header.history, best, n_norms, n_parameters, kept_bytes })
+}
+
+/// Quantizes without training, and gives the layers' outputs their mean and spread back: scales of weights with the
+/// least error, and biases and scales corrected by the first `n` samples, which are in memory at once.
+pub fn recover(start: Start<'_>, data: Data<'_>, n: usize) -> Result<(Model, Plan), Error> {
+    let graph = &start.prepared.graph;
+    let output = scores(graph)?;
+    let mut net = Net::new(start.prepared, start.prepared, start.plan, &[output])?;
+    net.refresh(false)?;
+    net.fit_weights(false);
+    let n = fixed_batch(graph).unwrap_or(n).min(data.which.len());
+    let inputs = batches::join(&batches::read(data.samples, &data.which[..n], None)?)?;
+    let corrections = net.corrections();
+    let teacher = Interpreter::new(start.prepared, midtread_exec::Options::default())?;
+    let mut float = HashMap::new();
+    let mut failed = None;
+    teacher.run_observed(inputs.clone(), &mut |id, name, tensor| {
+        let Some(at) = corrections.iter().find(|c| c.value == id) else { return };
+        match Moments::of(tensor, at.axis) {
+            Ok(moments) => {
+                float.insert(id, moments);
+            }
+            Err(source) => {
+                let node = name.to_owned();
+                failed = Some(Error::Node { node, op_type: "".into(), pass: "forwards", source });
+            }
+        }
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    net.recover(named(graph, inputs)?, &float)?;
+    net.finish(start.prepared, start.plan, ("recovered", "moments"))
 }
 
 struct Run<'a> {
@@ -179,6 +219,7 @@ struct Run<'a> {
     micro_batch: usize,
     /// Whether the model says that they are so many.
     is_fixed: bool,
+    kept_bytes: usize,
 }
 
 impl<'a> Run<'a> {
@@ -198,7 +239,10 @@ impl<'a> Run<'a> {
         };
         let features = options.features.iter().map(find).collect::<Result<Vec<_>, _>>()?;
         let wanted: Vec<ValueId> = [output].into_iter().chain(features.iter().copied()).collect();
-        let net = Net::new(start.prepared, start.unfused, start.plan, &wanted)?;
+        let mut net = Net::new(start.prepared, start.unfused, start.plan, &wanted)?;
+        if options.recompute {
+            net.recompute();
+        }
         check_labels(&data, options)?;
         let teacher = Interpreter::new(start.prepared, midtread_exec::Options::default())?;
         let sizes: Vec<usize> = net
@@ -238,6 +282,7 @@ impl<'a> Run<'a> {
             n_batches,
             micro_batch,
             is_fixed: fixed.is_some(),
+            kept_bytes: 0,
         })
     }
 
@@ -368,7 +413,11 @@ impl<'a> Run<'a> {
             !is_quantized || (options.scales == Scales::Observed && before(options.freeze_ranges));
         Phase {
             is_quantized,
-            norm_momentum: before(options.freeze_norms).then_some(options.momentum),
+            norm: if before(options.freeze_norms) {
+                Statistics::Batch { momentum: Some(options.momentum) }
+            } else {
+                Statistics::Running
+            },
             observe: observes.then_some(options.momentum),
             keeps: true,
         }
@@ -412,6 +461,7 @@ impl<'a> Run<'a> {
             let inputs = batches::join(samples)?;
             let (teacher, inner) = self.ask_teacher(&inputs)?;
             let tape = self.net.forward(self.named(inputs)?, phase)?;
+            self.kept_bytes = self.kept_bytes.max(tape.n_bytes());
             let (loss, seeds) = self.loss(&tape, which, teacher.as_ref(), &inner, share)?;
             total += loss;
             self.net.backward(tape, seeds)?;
@@ -454,12 +504,7 @@ impl<'a> Run<'a> {
     }
 
     fn named(&self, inputs: Vec<(String, Tensor)>) -> Result<Vec<(ValueId, Tensor)>, Error> {
-        let graph = &self.start.prepared.graph;
-        let of = |(name, tensor): (String, Tensor)| match graph.find(&name) {
-            Some(id) if graph.inputs.contains(&id) => Ok((id, tensor)),
-            _ => Err(Error::Options(format!("the model has no input `{name}`"))),
-        };
-        inputs.into_iter().map(of).collect()
+        named(&self.start.prepared.graph, inputs)
     }
 
     /// The loss of a part of a batch, and its gradients.
@@ -636,6 +681,15 @@ pub fn score(
         let output = value_of(&model, &name, inputs.clone())?;
         Ok((output, value_of(&float, &float_name, inputs)?))
     })
+}
+
+/// Inputs by their place in the graph.
+fn named(graph: &Graph, inputs: Vec<(String, Tensor)>) -> Result<Vec<(ValueId, Tensor)>, Error> {
+    let of = |(name, tensor): (String, Tensor)| match graph.find(&name) {
+        Some(id) if graph.inputs.contains(&id) => Ok((id, tensor)),
+        _ => Err(Error::Options(format!("the model has no input `{name}`"))),
+    };
+    inputs.into_iter().map(of).collect()
 }
 
 /// A value of a model, which need not be an output.

@@ -14,7 +14,7 @@ use midtread_quant::{
 };
 use midtread_train::{
     Augment, Data, Epoch, Error, Hooks, Labels, Loss, Optimizer, Options, Progress, Scales, Start,
-    Trained, recipe_for_bits, score, train,
+    Trained, recipe_for_bits, recover, score, train,
 };
 
 static NEVER: AtomicBool = AtomicBool::new(false);
@@ -319,6 +319,40 @@ fn a_batch_in_parts_has_the_gradients_of_the_whole() {
     });
     // Sums in another order; a rounded code may fall the other way.
     assert!((losses[0] / losses[1] - 1.0).abs() < 1e-3, "{losses:?}");
+}
+
+#[test]
+fn values_that_are_computed_again_are_those_that_were_kept() {
+    let case = case(WIDTHS[1]);
+    let labels = classes(N + 32);
+    // Both kinds of normalization, and observers, which see everything once.
+    let options = Options { scales: Scales::Observed, ..options() };
+    let [kept, again] = [false, true].map(|recompute| {
+        let options = Options { recompute, ..options.clone() };
+        run(&case, &options, None, &Watcher::default(), Some(&labels)).unwrap()
+    });
+    assert!(numbers_of(&kept) == numbers_of(&again));
+    assert!(again.kept_bytes < kept.kept_bytes / 2, "{} {}", again.kept_bytes, kept.kept_bytes);
+}
+
+#[test]
+fn recovery_brings_outputs_nearer_on_pictures_it_has_not_seen() {
+    let labels = classes(N + 32);
+    let (seen, others): (Vec<usize>, Vec<usize>) = ((0..64).collect(), (N..N + 32).collect());
+    let samples = Pictures(N + 32);
+    for widths in [WIDTHS[1], WIDTHS[2]] {
+        let case = case(widths);
+        let start = Start { prepared: &case.prepared, unfused: &case.unfused, plan: &case.plan };
+        let data = Data { samples: &samples, which: &seen, labels: None };
+        let (model, plan) = recover(start, data, 64).unwrap();
+        let data = Data { samples: &samples, which: &others, labels: Some(&labels) };
+        let [before, after] = [(&case.prepared, &case.plan), (&model, &plan)].map(|(m, p)| {
+            let quantized = apply(m, p, Format::Qdq).unwrap();
+            score(&quantized, &case.prepared, &data, 16, &NEVER).unwrap().difference
+        });
+        // What is left is rounding around the right mean.
+        assert!(after < 0.6 * before, "{widths:?}: {after} {before}");
+    }
 }
 
 #[test]

@@ -85,8 +85,9 @@ fn an_offset_in_real_units_is_lsq_plus() {
     assert!((grads.scale - number(&v["grad_s"])).abs() < 1e-5, "{grads:?}");
     let of_beta = dx.iter().map(|dx| f64::from(1.0 - dx)).sum::<f64>();
     assert_eq!(of_beta, number(&v["grad_beta"]));
-    // The same in units of the scale.
-    assert!(close(-grads.zero_point / scale, of_beta), "{grads:?}");
+    // The same by the chain rule: the zero point is -beta / scale.
+    let zero_point_by_beta = -scale.recip();
+    assert!(close(grads.zero_point * zero_point_by_beta, of_beta), "{grads:?}");
 }
 
 #[test]

@@ -16,7 +16,10 @@ use midtread::{
     graph::Model,
     onnx::{self, SaveOptions},
     quant::{calibrate::Samples, plan::IntType},
-    report::training::{Training, page},
+    report::{
+        page::Group,
+        training::{EpochRow, Training, page},
+    },
     samples as library_samples,
     train::{
         Augment, Data, Epoch, Hooks, Labels, Loss, Optimizer, Options, Progress, RECIPES, Scales,
@@ -29,7 +32,7 @@ use serde_json::{Value, json};
 use crate::{
     args::{DataArgs, FormatArgs, PlanArgs, PrepareArgs, Width},
     context::{Context, Outcome, Stages, check_output, default_output, write},
-    samples,
+    pages, samples,
     table::{percent, size, table},
 };
 
@@ -101,6 +104,9 @@ struct TrainingArgs {
     /// Samples in memory at once; the gradients of a batch's parts are added up
     #[arg(long, value_name = "N")]
     micro_batch: Option<usize>,
+    /// Keep fewer values for the way back and compute the others again: less memory, more time
+    #[arg(long)]
+    recompute: bool,
     /// How the weights are changed: adam, sgd (with momentum 0.9)
     #[arg(long, value_name = "NAME", value_parser = parse_optimizer)]
     optimizer: Option<Optimizer>,
@@ -149,6 +155,9 @@ struct TrainingArgs {
     /// End after so many epochs without a better score
     #[arg(long, value_name = "N")]
     patience: Option<usize>,
+    /// Steps between two checkpoints inside of an epoch
+    #[arg(long, value_name = "N")]
+    checkpoint_steps: Option<usize>,
     /// Decides every random choice
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -242,6 +251,7 @@ impl TrainingArgs {
             epochs: self.epochs.unwrap_or(base.epochs),
             batch: self.batch.unwrap_or(base.batch),
             micro_batch: self.micro_batch.or(base.micro_batch),
+            recompute: self.recompute || base.recompute,
             optimizer: self.optimizer.unwrap_or(base.optimizer),
             learning_rate: self.learning_rate.unwrap_or(base.learning_rate),
             warmup: self.warmup.unwrap_or(base.warmup),
@@ -255,6 +265,7 @@ impl TrainingArgs {
             freeze_norms: self.freeze_norms.unwrap_or(base.freeze_norms),
             augment,
             patience: self.patience.or(base.patience),
+            checkpoint_steps: self.checkpoint_steps.unwrap_or(base.checkpoint_steps),
             seed: self.seed.unwrap_or(base.seed),
             ..base
         }
@@ -269,7 +280,8 @@ struct Watcher<'a> {
     metric: &'static str,
     n_epochs: usize,
     bar: Mutex<Option<ProgressBar>>,
-    losses: Mutex<Vec<(usize, f64)>>,
+    /// For the report: steps done, loss, learning rate.
+    curve: Mutex<Vec<(usize, f64, f64)>>,
 }
 
 impl Hooks for Watcher<'_> {
@@ -286,8 +298,8 @@ impl Hooks for Watcher<'_> {
         bar.set_position(progress.step as u64);
         bar.set_message(format!("train, loss {:.4}", progress.loss));
         if progress.step.is_multiple_of((progress.n_steps / 200).max(1)) {
-            let mut losses = self.losses.lock().expect("no panic while the lock is held");
-            losses.push((progress.step, progress.loss));
+            let mut curve = self.curve.lock().expect("no panic while the lock is held");
+            curve.push((progress.step, progress.loss, progress.learning_rate.into()));
         }
     }
 
@@ -457,7 +469,7 @@ impl Train {
             metric,
             n_epochs: training.epochs,
             bar: Mutex::new(None),
-            losses: Mutex::new(Vec::new()),
+            curve: Mutex::new(Vec::new()),
         };
         let result = midtread::training::train(
             model.clone(),
@@ -492,11 +504,19 @@ impl Train {
                 Some(_) => path.with_extension(format!("{name}.html")),
                 None => path.clone(),
             };
-            let losses = watcher.losses.into_inner().expect("no panic while the lock is held");
-            write(
-                &path,
-                page(&training_of(&name, &self.model, metric, &result, losses)).as_bytes(),
-            )?;
+            let curve = watcher.curve.into_inner().expect("no panic while the lock is held");
+            let bytes = [samples::model_bytes(&self.model, model)?, saved.n_bytes];
+            let mut shown = training_of(&name, &self.model, metric, &result, bytes)?;
+            shown.steps = curve;
+            shown.manifest = vec![
+                pages::inputs(&[("model", &self.model)], None)?,
+                Group { name: "training".to_owned(), items: items(&training) },
+                Group {
+                    name: "plan".to_owned(),
+                    items: result.plan.options.clone().into_iter().collect(),
+                },
+            ];
+            write(&path, page(&shown).to_html().as_bytes())?;
         }
         // The run is done, and its result is written.
         match std::fs::remove_file(&checkpoint) {
@@ -574,28 +594,70 @@ fn values(path: &Path, model: &Model, data: &impl Samples) -> anyhow::Result<Lab
     Ok(Labels::Values((0..n).map(one).collect::<anyhow::Result<_>>()?))
 }
 
+/// A training's options, by name.
+fn items(options: &Options) -> Vec<(String, String)> {
+    let Options { loss, augment, .. } = options;
+    [
+        ("epochs", options.epochs.to_string()),
+        ("batch", options.batch.to_string()),
+        ("optimizer", format!("{:?}", options.optimizer).to_lowercase()),
+        ("learning_rate", options.learning_rate.to_string()),
+        ("warmup", options.warmup.to_string()),
+        ("weight_decay", options.weight_decay.to_string()),
+        ("cross_entropy", loss.cross_entropy.to_string()),
+        ("squared", loss.squared.to_string()),
+        ("distill", loss.distill.to_string()),
+        ("temperature", loss.temperature.to_string()),
+        ("features", options.features.join(" ")),
+        ("scales", format!("{:?}", options.scales).to_lowercase()),
+        ("delay", options.delay.to_string()),
+        ("freeze_ranges", options.freeze_ranges.to_string()),
+        ("freeze_norms", options.freeze_norms.to_string()),
+        ("crop", augment.crop.to_string()),
+        ("flip", augment.flip.to_string()),
+        ("seed", options.seed.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec()
+}
+
+/// The page's data, without its steps and its manifest.
 fn training_of(
     name: &str,
     model: &Path,
     metric: &str,
     result: &TrainedModel,
-    losses: Vec<(usize, f64)>,
-) -> Training {
-    let models = result.scores.iter().flat_map(|s| {
-        [("float", s.float), ("quantized without training", s.ptq), ("trained", s.qat)]
-            .map(|(name, score)| (name.to_owned(), score.value))
-    });
-    Training {
-        title: format!("{name}: {}", model.file_name().unwrap_or_default().to_string_lossy()),
+    [float_bytes, bytes]: [u64; 2],
+) -> anyhow::Result<Training> {
+    let figure = |score: Score| if metric == "mse" { -score.value } else { score.value };
+    let size = |model: &Model| onnx::to_bytes(model).map(|bytes| bytes.len() as u64);
+    let models = match result.scores {
+        Some(scores) => {
+            let (ptq, recovered) = (size(&result.ptq)?, size(&result.recovered)?);
+            vec![
+                ("float".to_owned(), float_bytes, figure(scores.float)),
+                ("trained".to_owned(), bytes, figure(scores.qat)),
+                ("quantized without training".to_owned(), ptq, figure(scores.ptq)),
+                ("recovered without training".to_owned(), recovered, figure(scores.recovered)),
+            ]
+        }
+        None => Vec::new(),
+    };
+    let row =
+        |e: &Epoch| EpochRow { loss: e.loss, metric: e.score.map(figure), seconds: e.seconds };
+    Ok(Training {
+        title: format!("{name}: {}", pages::name(model)),
         subtitle: format!(
-            "{} numbers trained, {} batch normalizations folded while training; the weights are those after epoch {}.",
-            result.n_parameters, result.n_norms, result.best
+            "{} numbers trained, {} batch normalizations folded while training.",
+            result.n_parameters, result.n_norms
         ),
         metric: metric.to_owned(),
-        epochs: result.epochs.iter().map(|e| (e.loss, e.score.map(|s| s.value))).collect(),
-        losses,
-        models: models.collect(),
-    }
+        epochs: result.epochs.iter().map(row).collect(),
+        best: result.best,
+        steps: Vec::new(),
+        models,
+        manifest: Vec::new(),
+    })
 }
 
 fn document(run: &Run, bytes_in: u64, metric: &str) -> Value {
@@ -623,15 +685,17 @@ fn document(run: &Run, bytes_in: u64, metric: &str) -> Value {
         "best_epoch": run.result.best,
         "parameters": run.result.n_parameters,
         "norms_folded_in_training": run.result.n_norms,
+        "kept_bytes": run.result.kept_bytes,
         "float": scores.map(|s| figures(s.float)),
         "ptq": scores.map(|s| figures(s.ptq)),
+        "recovered": scores.map(|s| figures(s.recovered)),
         "qat": scores.map(|s| figures(s.qat)),
         "seconds": run.seconds,
     })
 }
 
 fn say_runs(runs: &[Run], bytes_in: u64, metric: &str, context: &Context) {
-    let heading = ["", "size", "float", "without training", "trained", "s"];
+    let heading = ["", "size", "float", "without training", "recovered", "trained", "s"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for run in runs {
         let cell =
@@ -642,6 +706,7 @@ fn say_runs(runs: &[Run], bytes_in: u64, metric: &str, context: &Context) {
             size(run.bytes),
             cell(scores.map(|s| s.float)),
             cell(scores.map(|s| s.ptq)),
+            cell(scores.map(|s| s.recovered)),
             cell(scores.map(|s| s.qat)),
             format!("{:.0}", run.seconds),
         ]);

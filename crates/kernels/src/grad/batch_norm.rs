@@ -1,7 +1,5 @@
 //! Batch normalization with the statistics of the batch, and its gradient. Tensors are (image, channel, position).
 
-#![allow(clippy::needless_range_loop, reason = "several lists are walked at once, by position")]
-
 use crate::autovec::autovec;
 use crate::par::{self, Disjoint};
 use crate::variant::{self, VariantInfo};

@@ -12,8 +12,6 @@
 //! a gradient: PyTorch's `fake_quantize`. The gradient of the scale is LSQ's (Esser et al., 2020), that of the zero
 //! point PyTorch's learnable fake quantization (LSQ+ learns an offset instead, in the scale's units).
 
-#![allow(clippy::needless_range_loop, reason = "several lists are walked at once, by position")]
-
 use midtread_num::{QParams, QRange};
 
 use crate::autovec::autovec;

@@ -10,7 +10,8 @@ use midtread_kernels::{
 use crate::{
     attr,
     conv::{ConvSizes, transpose_sizes},
-    eval::OpError,
+    einsum::gradient,
+    eval::{EvalCtx, OpError},
     grad::{GradCtx, GradDef, Reads, sum_to},
     matmul::Product,
     typed::elements,
@@ -127,6 +128,19 @@ pub(super) static GEMM: GradDef = GradDef {
                 })
             }
         })
+    },
+};
+
+/// Each factor's gradient is an Einsum of the others and the output's.
+pub(super) static EINSUM: GradDef = GradDef {
+    op_type: "Einsum",
+    domain: "",
+    reads: Reads::Inputs,
+    grad: |ctx| {
+        let inputs: Option<Vec<&Tensor>> = ctx.inputs.iter().map(Option::as_ref).collect();
+        let inputs = inputs.ok_or(OpError::MissingInput(0))?;
+        let eval = EvalCtx { node: ctx.node, opset: ctx.opset, pool: ctx.pool };
+        ctx.each(|i| gradient(&eval, i, &inputs, ctx.dy()?).map(Some))
     },
 };
 

@@ -7,8 +7,10 @@
 use midtread_graph::{DataType, Tensor};
 
 use crate::{
+    attr,
     eval::{Args, EvalCtx, OpError},
     grad::{GradCtx, GradDef, Reads},
+    resize::interpolation_gradient,
     shape::product,
     table::find,
 };
@@ -56,6 +58,47 @@ pub(super) static PAD: GradDef = GradDef {
         moved(&GradCtx { inputs: &inputs, ..*ctx }, &|i| i == 0)
     },
 };
+
+/// Nearest elements are moved; interpolated ones are sums.
+pub(super) static RESIZE: GradDef = GradDef {
+    op_type: "Resize",
+    domain: "",
+    reads: Reads::InputsFrom(1),
+    grad: |ctx| {
+        if attr::string(ctx.node, "mode", "nearest")? != "nearest" {
+            let eval = EvalCtx { node: ctx.node, opset: ctx.opset, pool: ctx.pool };
+            let args = Args(ctx.inputs.to_vec());
+            return ctx.each(|i| match i {
+                0 => interpolation_gradient(&eval, ctx.dims(0)?, &args, ctx.dy()?).map(Some),
+                _ => Ok(None),
+            });
+        }
+        if ctx.node.attr("extrapolation_value").is_some() {
+            return Err(OpError::Unsupported("a gradient with `extrapolation_value`".into()));
+        }
+        moved(ctx, &|i| i == 0)
+    },
+};
+
+macro_rules! scatters {
+    ($($name:ident: $op:literal;)*) => {$(
+        /// What is written over gets nothing.
+        pub(super) static $name: GradDef = GradDef {
+            op_type: $op,
+            domain: "",
+            reads: Reads::InputsFrom(1),
+            grad: |ctx| match attr::string(ctx.node, "reduction", "none")? {
+                "none" => moved(ctx, &|i| i != 1),
+                other => Err(OpError::Unsupported(format!("a gradient with `reduction` {other}"))),
+            },
+        };
+    )*};
+}
+
+scatters! {
+    SCATTER_ELEMENTS: "ScatterElements";
+    SCATTER_ND: "ScatterND";
+}
 
 macro_rules! reshapes {
     ($($name:ident: $op:literal;)*) => {$(

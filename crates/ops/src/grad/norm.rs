@@ -1,7 +1,5 @@
 //! Normalizations and softmax.
 
-#![allow(clippy::needless_range_loop, reason = "several lists are walked at once, by position")]
-
 use midtread_graph::Tensor;
 use midtread_kernels::grad::batch_norm::{Planes, combine, sums};
 

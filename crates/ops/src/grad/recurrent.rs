@@ -2,8 +2,6 @@
 //!
 //! With the default activation functions. Gates are in ONNX's order: `iofc` and `zrh`.
 
-#![allow(clippy::needless_range_loop, reason = "several lists are walked at once, by position")]
-
 use midtread_graph::Tensor;
 
 use crate::{
