@@ -39,6 +39,14 @@ fn document(command: &mut Command) -> Value {
     serde_json::from_slice(&output.stdout).expect("it prints JSON")
 }
 
+/// Steps that were done when a checkpoint was written: its header is text.
+fn n_steps(checkpoint: &Path) -> u32 {
+    let bytes = fs::read(checkpoint).unwrap();
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4096)]).into_owned();
+    let number = text.split("\"n_steps\":").nth(1).expect("the header has it");
+    number[..number.find(',').unwrap()].parse().unwrap()
+}
+
 #[test]
 fn killed_at_random_moments_and_resumed_it_writes_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
@@ -50,7 +58,7 @@ fn killed_at_random_moments_and_resumed_it_writes_the_same_bytes() {
 
     let checkpoint = folder.join("killed.checkpoint");
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
-    let (mut random, mut n_kills) = (u64::from(seed), 0);
+    let (mut random, mut n_kills, mut n_done) = (u64::from(seed), 0, 0);
     // Each run gets at least to its first checkpoint, so that it cannot go on like this for ever.
     while n_kills < 4 {
         let before = fs::metadata(&checkpoint).and_then(|m| m.modified()).ok();
@@ -69,7 +77,10 @@ fn killed_at_random_moments_and_resumed_it_writes_the_same_bytes() {
         if child.wait().unwrap().success() {
             break;
         }
-        assert!(checkpoint.exists(), "seed {seed}, kill {n_kills}");
+        // It went on from where the last one was, and did not begin again.
+        let n = n_steps(&checkpoint);
+        assert!(n_done < n, "seed {seed}, kill {n_kills}: {n} steps after {n_done}");
+        n_done = n;
         n_kills += 1;
     }
     assert!(0 < n_kills, "seed {seed}: it was done before it was killed");

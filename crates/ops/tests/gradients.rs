@@ -339,6 +339,10 @@ fn cases() -> Vec<Case> {
                     .outputs(1 + states)
             };
             all.push(recurrent("LSTM", 4, 2));
+            let mut peeping = recurrent("LSTM", 4, 2);
+            peeping.inputs.push(Some(scaled(&[d, 9], 0.8)));
+            peeping.wanted.push(7);
+            all.push(peeping);
             all.push(recurrent("GRU", 3, 1));
             all.push(recurrent("GRU", 3, 1).int("linear_before_reset", 1));
         }

@@ -152,6 +152,10 @@ pub(crate) struct Net {
     needs_grad: Vec<bool>,
     /// Where the segments begin whose values are computed again on the way back; none: all are kept.
     cuts: Vec<usize>,
+    /// Whether memory that is free goes back instead of waiting for the next step.
+    is_sparing: bool,
+    /// Bytes of the largest value so far.
+    largest: usize,
     pool: Pool,
 }
 
@@ -196,7 +200,7 @@ const WEIGHT_INPUTS: &[(&str, &[usize])] = &[
     ("Gemm", &[0, 1, 2]),
     ("GroupNormalization", &[1, 2]),
     ("InstanceNormalization", &[1, 2]),
-    ("LSTM", &[1, 2, 3]),
+    ("LSTM", &[1, 2, 3, 7]),
     ("LayerNormalization", &[1, 2]),
     ("MatMul", &[0, 1]),
     ("PRelu", &[1]),
@@ -234,6 +238,8 @@ impl Net {
             norms: crate::norm::find(unfused, prepared),
             needs_grad: vec![false; n],
             cuts: Vec::new(),
+            is_sparing: false,
+            largest: 0,
             pool: Pool::keeping(4096),
             graph,
         };
@@ -559,6 +565,14 @@ impl Net {
         let n = self.steps.len();
         let n_segments = n.isqrt().max(1);
         self.cuts = (0..n_segments).map(|i| i * n / n_segments).collect();
+        self.is_sparing = true;
+    }
+
+    /// Gives memory back that only what is larger than usual would need again.
+    fn spare(&self) {
+        if self.is_sparing {
+            self.pool.trim(2 * self.largest);
+        }
     }
 
     /// Brings what nodes take up to date with the parameters and scales.
@@ -735,6 +749,7 @@ impl Net {
                 tape.values[id.idx()] = None;
             }
         }
+        self.spare();
         Ok(())
     }
 
@@ -756,6 +771,7 @@ impl Net {
         phase: Phase,
     ) -> Result<(), OpError> {
         tape.dims[id.idx()] = Some(tensor.dims().to_vec());
+        self.largest = self.largest.max(tensor.as_bytes().len());
         let Some(q) = self.quantizer_of[id.idx()] else {
             tape.values[id.idx()] = Some(tensor);
             return Ok(());
@@ -918,6 +934,7 @@ impl Net {
                     _ => {}
                 }
             }
+            self.spare();
         }
         Ok(())
     }

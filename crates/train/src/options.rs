@@ -147,8 +147,8 @@ pub static RECIPES: &[Recipe] = &[
     },
     Recipe {
         name: "four_bits",
-        summary: "3 to 7 bits: two epochs, normalizations follow for two thirds of them",
-        options: || Options { epochs: 2, learning_rate: 1e-3, freeze_norms: 0.67, ..base() },
+        summary: "3 to 7 bits: three epochs, normalizations follow for two thirds of them",
+        options: || Options { epochs: 3, learning_rate: 1e-3, freeze_norms: 0.67, ..base() },
     },
     Recipe {
         name: "two_bits",

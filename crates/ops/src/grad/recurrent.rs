@@ -1,6 +1,6 @@
 //! LSTM and GRU: backwards through time, the gates computed again on the way.
 //!
-//! With the default activation functions. Gates are in ONNX's order: `iofc` and `zrh`.
+//! With the default activation functions. Gates are in ONNX's order: `iofc` and `zrh`; peepholes are `iof`.
 
 use midtread_graph::Tensor;
 
@@ -40,6 +40,8 @@ struct Params<'a> {
     r: &'a [f32],
     /// Of the inputs, then of the state.
     bias: &'a [f32],
+    /// What gates get from the cell, each from its own element; empty if nothing.
+    peepholes: &'a [f32],
     linear_before_reset: bool,
 }
 
@@ -48,6 +50,7 @@ struct Grads {
     w: Vec<f32>,
     r: Vec<f32>,
     bias: Vec<f32>,
+    peepholes: Vec<f32>,
 }
 
 impl Params<'_> {
@@ -60,6 +63,18 @@ impl Params<'_> {
     fn of_state(&self, row: usize, h: &[f32]) -> f32 {
         let bias = self.bias[self.n_gates * self.hidden + row];
         dot(h, &self.r[row * self.hidden..][..self.hidden]) + bias
+    }
+
+    /// What a gate's row gets from the cell.
+    fn of_cell(&self, row: usize, c: f32) -> f32 {
+        self.peepholes.get(row).map_or(0.0, |p| p * c)
+    }
+
+    /// Sends the gradient `d` of a row's part from the cell on: the result is the cell's.
+    fn back_cell(&self, row: usize, d: f32, c: f32, grads: &mut Grads) -> f32 {
+        let Some(p) = self.peepholes.get(row) else { return 0.0 };
+        grads.peepholes[row] += d * c;
+        d * p
     }
 
     /// Sends the gradient `d` of a row's part from the inputs on.
@@ -100,7 +115,12 @@ fn lstm(p: &Params<'_>, seq: &mut Sequence<'_>, grads: &mut Grads) -> Vec<Vec<f3
         let gate = |g: usize, j: usize| p.of_input(g * n + j, x) + p.of_state(g * n + j, &h);
         let gates: Vec<[f32; 4]> = (0..n)
             .map(|j| {
-                [sigmoid(gate(0, j)), sigmoid(gate(1, j)), sigmoid(gate(2, j)), gate(3, j).tanh()]
+                let i = sigmoid(gate(0, j) + p.of_cell(j, c[j]));
+                let f = sigmoid(gate(2, j) + p.of_cell(2 * n + j, c[j]));
+                let g = gate(3, j).tanh();
+                // The output's gate sees the cell after the step.
+                let o = sigmoid(gate(1, j) + p.of_cell(n + j, f * c[j] + i * g));
+                [i, o, f, g]
             })
             .collect();
         let next_c: Vec<f32> =
@@ -120,18 +140,19 @@ fn lstm(p: &Params<'_>, seq: &mut Sequence<'_>, grads: &mut Grads) -> Vec<Vec<f3
             let dh = seq.dh[j] + seq.d_ys[t][j];
             let [i, o, f, g] = gates[j];
             let squashed = next_c[j].tanh();
-            let dc = seq.dc[j] + dh * o * (1.0 - squashed * squashed);
-            let d = [
-                dc * g * i * (1.0 - i),
-                dh * squashed * o * (1.0 - o),
-                dc * c[j] * f * (1.0 - f),
-                dc * i * (1.0 - g * g),
-            ];
+            let d_o = dh * squashed * o * (1.0 - o);
+            let dc = seq.dc[j]
+                + dh * o * (1.0 - squashed * squashed)
+                + p.back_cell(n + j, d_o, next_c[j], grads);
+            let d =
+                [dc * g * i * (1.0 - i), d_o, dc * c[j] * f * (1.0 - f), dc * i * (1.0 - g * g)];
             for (gate, &d) in d.iter().enumerate() {
                 p.back_input(gate * n + j, d, seq.xs[t], &mut d_xs[t], grads);
                 p.back_state(gate * n + j, d, h, &mut dh_before, grads);
             }
-            seq.dc[j] = dc * f;
+            seq.dc[j] = dc * f
+                + p.back_cell(j, d[0], c[j], grads)
+                + p.back_cell(2 * n + j, d[2], c[j], grads);
         }
         seq.dh = dh_before;
     }
@@ -200,9 +221,6 @@ fn layer(ctx: &GradCtx<'_>, n_gates: usize, cell: Cell) -> Result<Vec<Option<Ten
     if node.attr("clip").is_some() || attr::flag(node, "input_forget", false)? {
         return refuse("`clip` or `input_forget`");
     }
-    if ctx.in_dims.get(7).is_some_and(Option::is_some) {
-        return refuse("peepholes");
-    }
     if attr::flag(node, "layout", false)? {
         return refuse("`layout` 1");
     }
@@ -222,6 +240,8 @@ fn layer(ctx: &GradCtx<'_>, n_gates: usize, cell: Cell) -> Result<Vec<Option<Ten
         Ok(ctx.opt_x(i)?.map_or_else(|| vec![0.0; n_directions * batch * hidden], |s| s.to_vec()))
     };
     let (h0, c0) = (state(5)?, state(6)?);
+    let peepholes = ctx.opt_x(7)?.unwrap_or_default();
+    let n_peepholes = peepholes.len() / n_directions;
     let grad = |i: usize, n: usize| -> Result<Vec<f32>, OpError> {
         match ctx.grads.get(i).and_then(Option::as_ref) {
             Some(grad) => Ok(grad.to_vec::<f32>()?),
@@ -232,7 +252,8 @@ fn layer(ctx: &GradCtx<'_>, n_gates: usize, cell: Cell) -> Result<Vec<Option<Ten
     let (d_last_h, d_last_c) =
         (grad(1, n_directions * batch * hidden)?, grad(2, n_directions * batch * hidden)?);
     let mut results =
-        [x.len(), w.len(), r.len(), bias.len(), 0, h0.len(), c0.len()].map(|n| vec![0.0_f32; n]);
+        [x.len(), w.len(), r.len(), bias.len(), 0, h0.len(), c0.len(), peepholes.len()]
+            .map(|n| vec![0.0_f32; n]);
     for (d, &backwards) in directions.iter().enumerate() {
         let part = |n: usize| d * n..(d + 1) * n;
         let params = Params {
@@ -242,12 +263,14 @@ fn layer(ctx: &GradCtx<'_>, n_gates: usize, cell: Cell) -> Result<Vec<Option<Ten
             w: &w[part(rows * n_in)],
             r: &r[part(rows * hidden)],
             bias: &bias[part(2 * rows)],
+            peepholes: &peepholes[part(n_peepholes)],
             linear_before_reset: attr::flag(node, "linear_before_reset", false)?,
         };
         let mut grads = Grads {
             w: vec![0.0; rows * n_in],
             r: vec![0.0; rows * hidden],
             bias: vec![0.0; 2 * rows],
+            peepholes: vec![0.0; n_peepholes],
         };
         for (b, &len) in lens.iter().enumerate() {
             let steps: Vec<usize> =
@@ -276,6 +299,7 @@ fn layer(ctx: &GradCtx<'_>, n_gates: usize, cell: Cell) -> Result<Vec<Option<Ten
         results[1][part(rows * n_in)].copy_from_slice(&grads.w);
         results[2][part(rows * hidden)].copy_from_slice(&grads.r);
         results[3][part(2 * rows)].copy_from_slice(&grads.bias);
+        results[7][part(n_peepholes)].copy_from_slice(&grads.peepholes);
     }
     ctx.each(|i| match results.get(i) {
         Some(result) if i != 4 => Ok(Some(Tensor::from_slice(ctx.dims(i)?.to_vec(), result)?)),

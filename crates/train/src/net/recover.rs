@@ -102,6 +102,7 @@ impl Net {
         float: &HashMap<ValueId, Moments>,
     ) -> Result<(), Error> {
         self.refresh(true)?;
+        self.is_sparing = true;
         let corrections = self.corrections();
         let mut tape = self.tape(inputs, Phase::DEPLOYED)?;
         for s in 0..self.steps.len() {
