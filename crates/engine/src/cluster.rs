@@ -40,12 +40,22 @@ pub(crate) enum Kind {
         weights: QuantizedWeights,
         bias: Bias,
     },
-    /// `x` times a matrix, which is stored transposed or not.
+    /// `x` times a matrix, which is stored transposed or not; and a row of codes that is added to codes.
     Product {
         x: Codes,
         weights: QuantizedWeights,
         bias: Bias,
         is_transposed: bool,
+        row: Option<Row>,
+    },
+    /// Both made in the run, and orders of dimensions in which they are read and the product is written.
+    Matmul {
+        inputs: [Codes; 2],
+        perms: [Option<Vec<usize>>; 3],
+    },
+    /// Along the last dimension.
+    Softmax {
+        x: Codes,
     },
     Add {
         inputs: [Codes; 2],
@@ -67,9 +77,10 @@ pub(crate) enum Kind {
         x: ValueId,
         is_signed: bool,
     },
-    /// A function of one number: a table of codes.
-    Table {
+    /// Some nodes, in order, the last of which makes a code that depends on one code of `x` alone: a table of codes.
+    Region {
         x: Codes,
+        nodes: Vec<usize>,
     },
     /// The same, as an operator on codes.
     CodeTable {
@@ -122,6 +133,19 @@ pub(crate) enum Input {
     Constant(Tensor),
 }
 
+/// A row of constant codes that is added to a product's.
+#[derive(Debug)]
+pub(crate) struct Row {
+    /// The product's parameters before it.
+    pub(crate) before: Quant,
+    /// Numbers that the product was kept between.
+    pub(crate) clamp: Option<(f32, f32)>,
+    pub(crate) params: Quant,
+    pub(crate) codes: Tensor,
+    /// Whether the row is the first of the sum.
+    pub(crate) is_swapped: bool,
+}
+
 /// Some nodes that become one step.
 #[derive(Debug)]
 pub(crate) struct Cluster {
@@ -141,9 +165,13 @@ pub(crate) struct Finder<'a> {
     graph: &'a Graph,
     links: Links,
     is_input: Vec<bool>,
+    /// Of ONNX's operators.
+    opset: i64,
+    /// Whether nothing may be computed in floating point.
+    is_fixed: bool,
 }
 
-/// Functions of one number that are tables over 256 codes.
+/// Functions of one number, whose other inputs are constants.
 const UNARY: &[&str] = &[
     "Abs",
     "Celu",
@@ -167,6 +195,24 @@ const UNARY: &[&str] = &[
     "Tanh",
     "ThresholdedRelu",
 ];
+/// Operators whose every element is a function of one element of each input.
+const ELEMENTWISE: &[&str] = &[
+    "Add",
+    "Ceil",
+    "Cos",
+    "Div",
+    "Floor",
+    "Log",
+    "Max",
+    "Min",
+    "Mul",
+    "Pow",
+    "Reciprocal",
+    "Round",
+    "Sign",
+    "Sin",
+    "Sub",
+];
 /// Operators whose output's elements are their first input's, besides those that only change its sizes.
 const MOVES: &[&str] =
     &["DepthToSpace", "Expand", "Gather", "GatherND", "Slice", "SpaceToDepth", "Tile"];
@@ -189,10 +235,10 @@ const KEEP_CODES: &[&str] = &[
 ];
 
 impl<'a> Finder<'a> {
-    pub(crate) fn new(graph: &'a Graph) -> Self {
+    pub(crate) fn new(graph: &'a Graph, opset: i64, is_fixed: bool) -> Self {
         let mut is_input = vec![false; graph.values().len()];
         graph.inputs.iter().for_each(|id| is_input[id.idx()] = true);
-        Self { graph, links: Links::new(graph), is_input }
+        Self { graph, links: Links::new(graph), is_input, opset, is_fixed }
     }
 
     /// The value, where it is the same in every run.
@@ -214,23 +260,31 @@ impl<'a> Finder<'a> {
 
     /// The cluster that ends with node `i`, if there is one.
     pub(crate) fn cluster(&self, i: usize) -> Option<Cluster> {
+        let cluster = self.cluster_at(i)?;
+        Some(self.matmul_and_transpose(&cluster).unwrap_or(cluster))
+    }
+
+    fn cluster_at(&self, i: usize) -> Option<Cluster> {
         let node = &self.graph.nodes[i];
         match (node.domain.as_str(), node.op_type.as_str()) {
-            ("", "QuantizeLinear") => self.before_quantize(node).or_else(|| {
-                let params =
-                    self.params(node.input(1)?, node.input(2), node.int("output_dtype"))?;
-                let x = node.input(0).filter(|&x| self.constant(x).is_none())?;
-                let is_float = self.graph.type_of(node.input(1)?)?.elem() == Some(DataType::Float);
-                let output = node.output(0)?;
-                let kind = Kind::Quantize { x };
-                is_float.then_some(Cluster {
-                    kind,
-                    node: i,
-                    clamp: None,
-                    output,
-                    params: Some(params),
+            ("", "QuantizeLinear") => {
+                self.region(i).or_else(|| self.before_quantize(node)).or_else(|| {
+                    let params =
+                        self.params(node.input(1)?, node.input(2), node.int("output_dtype"))?;
+                    let x = node.input(0).filter(|&x| self.constant(x).is_none())?;
+                    let is_float =
+                        self.graph.type_of(node.input(1)?)?.elem() == Some(DataType::Float);
+                    let output = node.output(0)?;
+                    let kind = Kind::Quantize { x };
+                    is_float.then_some(Cluster {
+                        kind,
+                        node: i,
+                        clamp: None,
+                        output,
+                        params: Some(params),
+                    })
                 })
-            }),
+            }
             ("", "DequantizeLinear") => {
                 let x = self.dequantized(node.output(0)?)?;
                 self.float_output(i, Kind::Dequantize { x })
@@ -244,10 +298,15 @@ impl<'a> Finder<'a> {
                 let kind = Kind::Conv { x: self.codes_of(node, 0)?, weights, bias };
                 self.qoperator(i, kind, 6)
             }
+            ("", "QLinearMatMul") if self.constant(node.input(3)?).is_none() => {
+                let inputs = [self.codes_of(node, 0)?, self.codes_of(node, 3)?];
+                self.qoperator(i, self.matmul(inputs), 6)
+            }
             ("", "QLinearMatMul") => {
                 let weights = self.weights(node, 3, 4, 5, 1)?;
                 let x = self.codes_of(node, 0)?;
-                let kind = Kind::Product { x, weights, bias: Bias::None, is_transposed: false };
+                let kind =
+                    Kind::Product { x, weights, bias: Bias::None, is_transposed: false, row: None };
                 self.qoperator(i, kind, 6)
             }
             ("com.microsoft", "QGemm") => {
@@ -261,20 +320,27 @@ impl<'a> Finder<'a> {
                     None => Bias::None,
                 };
                 let weights = self.weights(node, 3, 4, 5, i64::from(!is_transposed))?;
-                let kind =
-                    Kind::Product { x: self.codes_of(node, 0)?, weights, bias, is_transposed };
+                let x = self.codes_of(node, 0)?;
+                let kind = Kind::Product { x, weights, bias, is_transposed, row: None };
                 match node.input(7) {
                     Some(_) => self.qoperator(i, kind, 7),
                     None => self.float_output(i, kind),
                 }
             }
             ("com.microsoft", "QLinearAdd") => {
-                let inputs = [self.codes_of(node, 0)?, self.codes_of(node, 3)?];
-                self.qoperator(i, Kind::Add { inputs }, 6)
+                let inputs = [self.any_codes_of(node, 0)?, self.any_codes_of(node, 3)?];
+                let sum = self.qoperator(i, Kind::Add { inputs }, 6)?;
+                Some(self.product_and_row(&inputs, &sum).unwrap_or(sum))
             }
             ("com.microsoft", "QLinearMul") => {
-                let inputs = [self.codes_of(node, 0)?, self.codes_of(node, 3)?];
+                let inputs = [self.any_codes_of(node, 0)?, self.any_codes_of(node, 3)?];
                 self.qoperator(i, Kind::Mul { inputs }, 6)
+            }
+            ("com.microsoft", "QLinearSoftmax") => {
+                let x = self.codes_of(node, 0)?;
+                let opset = node.int("opset").unwrap_or(13);
+                let cluster = self.qoperator(i, Kind::Softmax { x }, 3)?;
+                self.is_along_last(node, x.id, opset).then_some(cluster)
             }
             ("com.microsoft", "QLinearConcat") => {
                 let inputs = (2..node.inputs.len()).step_by(3).map(|at| self.codes_of(node, at));
@@ -355,28 +421,36 @@ impl<'a> Finder<'a> {
             "MatMul" | "Gemm" => match self.product(node) {
                 Some(kind) => kind,
                 // Both factors are made while the model runs.
-                None if node.op_type == "MatMul" && clamp.is_none() => {
-                    let (a, b) =
-                        (self.dequantized(node.input(0)?)?, self.dequantized(node.input(1)?)?);
-                    let factor =
-                        |x: Codes| Some([&[Some(Input::Value(x.id))][..], &of(x.params)?].concat());
-                    let inputs = [factor(a)?, factor(b)?, of(params)?.to_vec()].concat();
-                    Kind::Instead { op_type: "QLinearMatMul", inputs }
+                None if node.op_type == "MatMul" => {
+                    let inputs = [node.input(0)?, node.input(1)?].map(|id| self.dequantized(id));
+                    self.matmul([inputs[0]?, inputs[1]?])
                 }
                 None => return None,
             },
-            "Add" => Kind::Add {
-                inputs: [self.dequantized(node.input(0)?)?, self.dequantized(node.input(1)?)?],
-            },
-            "Mul" => Kind::Mul {
-                inputs: [self.dequantized(node.input(0)?)?, self.dequantized(node.input(1)?)?],
-            },
+            op @ ("Add" | "Mul") => {
+                let inputs = [node.input(0)?, node.input(1)?].map(|id| self.any_dequantized(id));
+                let inputs = [inputs[0]?, inputs[1]?];
+                if inputs.iter().all(|x| self.constant(x.id).is_some()) {
+                    return None;
+                }
+                if op == "Mul" {
+                    Kind::Mul { inputs }
+                } else {
+                    let params = Some(params);
+                    let sum =
+                        Cluster { kind: Kind::Add { inputs }, node: i, clamp, output, params };
+                    return Some(self.product_and_row(&inputs, &sum).unwrap_or(sum));
+                }
+            }
             "Concat" => {
                 let inputs = node.inputs.iter().map(|&id| self.dequantized(id?));
                 Kind::Concat { inputs: inputs.collect::<Option<Vec<_>>>()? }
             }
             "GlobalAveragePool" => Kind::GlobalAveragePool { x: self.dequantized(node.input(0)?)? },
             "AveragePool" => Kind::AveragePool { x: self.dequantized(node.input(0)?)? },
+            "Softmax" if self.is_along_last(node, node.input(0)?, self.opset) => {
+                Kind::Softmax { x: self.dequantized(node.input(0)?)? }
+            }
             "Softmax" => {
                 let x = self.dequantized(node.input(0)?)?;
                 let inputs =
@@ -387,9 +461,6 @@ impl<'a> Finder<'a> {
                 let x = self.dequantized(node.input(0)?)?;
                 (x.params == params)
                     .then_some(Kind::MaxPool { x: x.id, is_signed: params.is_signed })?
-            }
-            op if UNARY.contains(&op) && self.others_are_constant(node) => {
-                Kind::Table { x: self.dequantized(node.input(0)?)? }
             }
             _ => {
                 let x = self.dequantized(node.input(0)?)?;
@@ -528,8 +599,165 @@ impl<'a> Finder<'a> {
         }
     }
 
-    fn others_are_constant(&self, node: &Node) -> bool {
-        node.inputs.iter().skip(1).flatten().all(|&id| self.constant(id).is_some())
+    /// A product of two, which reads and writes its matrices in another order of dimensions where a Transpose gives one.
+    fn matmul(&self, mut inputs: [Codes; 2]) -> Kind {
+        let mut perms = [None, None, None];
+        for (i, (x, folded)) in inputs.iter_mut().zip(&mut perms).enumerate() {
+            let turned = self.links.producer(x.id).and_then(|at| self.cluster_at(at));
+            if let Some(Cluster { kind: Kind::Transpose { x: before, perm }, .. }) = turned
+                && (i == 1 || keeps_last(&perm))
+            {
+                (x.id, *folded) = (before, Some(perm));
+            }
+        }
+        Kind::Matmul { inputs, perms }
+    }
+
+    /// A Transpose of a product of two that nothing else reads.
+    fn matmul_and_transpose(&self, transpose: &Cluster) -> Option<Cluster> {
+        let Kind::Transpose { x, perm } = &transpose.kind else { return None };
+        let made = self.only_producer_of_codes(*x, transpose.node)?;
+        let Cluster { kind: Kind::Matmul { inputs, perms: [a, b, None] }, .. } = made else {
+            return None;
+        };
+        let kind = Kind::Matmul { inputs, perms: [a, b, Some(perm.clone())] };
+        let is_codes = made.params.is_some() && keeps_last(perm);
+        is_codes.then_some(Cluster { kind, output: transpose.output, ..made })
+    }
+
+    /// A sum of a product's codes, which nothing else reads, and a constant row.
+    fn product_and_row(&self, inputs: &[Codes; 2], sum: &Cluster) -> Option<Cluster> {
+        let at = inputs.iter().position(|x| self.constant(x.id).is_some())?;
+        let (row, x) = (inputs[at], inputs[1 - at]);
+        let codes = self.constant(row.id)?;
+        let made = self.only_producer_of_codes(x.id, sum.node)?;
+        let Kind::Product { x: of, weights, bias, is_transposed, row: None } = made.kind else {
+            return None;
+        };
+        let n = *weights.codes.dims().get(usize::from(!is_transposed))?;
+        let rank = self.graph.type_of(x.id).and_then(|ty| Some(ty.dims()?.len()));
+        let is_row = codes.len() == n
+            && codes.dims().last() == Some(&n)
+            && 1 < n
+            && (codes.dims().len() == 1 || rank.is_some_and(|rank| codes.dims().len() <= rank));
+        if !is_row || self.is_fixed || made.params != Some(x.params) {
+            return None;
+        }
+        let (before, clamp) = (x.params, made.clamp);
+        let row = Row { before, clamp, params: row.params, codes, is_swapped: at == 0 };
+        let kind = Kind::Product { x: of, weights, bias, is_transposed, row: Some(row) };
+        let Cluster { clamp, output, params, .. } = *sum;
+        Some(Cluster { kind, node: made.node, clamp, output, params })
+    }
+
+    /// The cluster that makes codes, where node `reader` alone reads them, as they are or dequantized.
+    fn only_producer_of_codes(&self, id: ValueId, reader: usize) -> Option<Cluster> {
+        let mut next = self.links.only_consumer(id)?;
+        let node = &self.graph.nodes[next];
+        if node.is("DequantizeLinear") {
+            next = self.links.only_consumer(node.output(0)?)?;
+        }
+        (next == reader).then(|| self.cluster_at(self.links.producer(id)?))?
+    }
+
+    /// Whether a softmax goes along the last dimension. Before version 13 it went along all from its axis on.
+    fn is_along_last(&self, node: &Node, x: ValueId, opset: i64) -> bool {
+        let rank = self.graph.type_of(x).and_then(|ty| Some(ty.dims()?.len() as i64));
+        match node.int("axis") {
+            Some(-1) => true,
+            Some(axis) => rank.is_some_and(|rank| axis == rank - 1),
+            None if opset < 13 => rank == Some(2),
+            None => true,
+        }
+    }
+
+    /// What a QuantizeLinear makes codes of, where these depend on one code each.
+    fn region(&self, i: usize) -> Option<Cluster> {
+        let quantize = &self.graph.nodes[i];
+        let params =
+            self.params(quantize.input(1)?, quantize.input(2), quantize.int("output_dtype"))?;
+        let mut nodes = Vec::new();
+        // A number in a vector gives a vector: only where there is one anyway.
+        let rank = self.graph.type_of(quantize.input(0)?).and_then(|ty| Some(ty.dims()?.len()));
+        let most = usize::from(rank.is_some_and(|rank| 1 < rank));
+        let x = self.source(quantize.input(0)?, most, &mut nodes)?;
+        nodes.push(i);
+        // The node that people know it by: the last that is no conversion.
+        let is_conversion = |node: &Node| node.is("QuantizeLinear") || node.is("DequantizeLinear");
+        let known = nodes.iter().rev().find(|i| !is_conversion(&self.graph.nodes[**i]));
+        let node = known.copied().unwrap_or(i);
+        let (output, params) = (quantize.output(0)?, Some(params));
+        Some(Cluster { kind: Kind::Region { x, nodes }, node, clamp: None, output, params })
+    }
+
+    /// The codes, each of which gives one of the numbers; and the nodes in between, in order, added to `nodes`. Constants
+    /// have `most` dimensions or fewer.
+    fn source(&self, id: ValueId, most: usize, nodes: &mut Vec<usize>) -> Option<Codes> {
+        /// More are no activation function.
+        const MOST: usize = 64;
+        let (i, node) = self.producer(id)?;
+        if MOST < nodes.len() {
+            return None;
+        }
+        let x = match node.op_type.as_str() {
+            "DequantizeLinear" if node.domain.is_empty() => {
+                let x = self.dequantized(id)?;
+                let n_before = nodes.len();
+                // Those codes may be made of others one by one in turn.
+                let deeper = self.producer(x.id).and_then(|(before, quantize)| {
+                    if !quantize.is("QuantizeLinear") {
+                        return None;
+                    }
+                    self.params(
+                        quantize.input(1)?,
+                        quantize.input(2),
+                        quantize.int("output_dtype"),
+                    )?;
+                    let x = self.source(quantize.input(0)?, most, nodes)?;
+                    nodes.push(before);
+                    Some(x)
+                });
+                if deeper.is_none() {
+                    nodes.truncate(n_before);
+                }
+                deeper.unwrap_or(x)
+            }
+            op if UNARY.contains(&op) || ELEMENTWISE.contains(&op) => {
+                let mut found: Option<Codes> = None;
+                for &id in node.inputs.iter().flatten() {
+                    if self.scalar(id, most, nodes).is_some() {
+                        continue;
+                    }
+                    let x = self.source(id, most, nodes)?;
+                    if found.is_some_and(|found| found.id != x.id || found.params != x.params) {
+                        return None;
+                    }
+                    found = Some(x);
+                }
+                found?
+            }
+            _ => return None,
+        };
+        if !nodes.contains(&i) {
+            nodes.push(i);
+        }
+        Some(x)
+    }
+
+    /// Whether a value is one constant number; if a DequantizeLinear makes it, that is added to `nodes`.
+    fn scalar(&self, id: ValueId, most: usize, nodes: &mut Vec<usize>) -> Option<()> {
+        let is_one =
+            |id: ValueId| self.constant(id).is_some_and(|x| x.len() == 1 && x.dims().len() <= most);
+        if is_one(id) {
+            return Some(());
+        }
+        let (i, node) = self.producer(id)?;
+        let is_scalar =
+            node.is("DequantizeLinear") && node.inputs.iter().flatten().all(|&id| is_one(id));
+        if is_scalar && !nodes.contains(&i) {
+            nodes.push(i);
+        }
+        is_scalar.then_some(())
     }
 
     fn bounds(&self, node: &Node) -> Option<(f32, f32)> {
@@ -557,7 +785,7 @@ impl<'a> Finder<'a> {
         let (x, weights) =
             (self.dequantized(node.input(0)?)?, self.dequantized_weights(node.input(1)?)?);
         let bias = if is_gemm { self.bias(node.input(2))? } else { Bias::None };
-        Some(Kind::Product { x, weights, bias, is_transposed })
+        Some(Kind::Product { x, weights, bias, is_transposed, row: None })
     }
 
     /// What ONNX Runtime's dynamic quantizer writes: `Mul(Cast(MatMulInteger), Mul(scale_x, scale_w))`, where `x` comes
@@ -605,22 +833,29 @@ impl<'a> Finder<'a> {
         (is_row && mul.is("Mul")).then(|| self.dynamic_product(mul, Some(shift)))?
     }
 
-    /// The codes behind a DequantizeLinear with one scale.
+    /// The codes behind a DequantizeLinear with one scale, which are made in the run.
     fn dequantized(&self, id: ValueId) -> Option<Codes> {
+        self.any_dequantized(id).filter(|x| self.constant(x.id).is_none())
+    }
+
+    /// The codes behind a DequantizeLinear with one scale.
+    fn any_dequantized(&self, id: ValueId) -> Option<Codes> {
         let (_, node) = self.producer(id)?;
-        if !node.is("DequantizeLinear") || self.constant(node.input(0)?).is_some() {
+        if !node.is("DequantizeLinear") {
             return None;
         }
         let params = self.params(node.input(1)?, node.input(2), None)?;
         Some(Codes { id: node.input(0)?, params })
     }
 
-    /// Input `at` and the two after it: codes, scale, zero point.
+    /// Input `at` and the two after it: codes that are made in the run, scale, zero point.
     fn codes_of(&self, node: &Node, at: usize) -> Option<Codes> {
+        self.any_codes_of(node, at).filter(|x| self.constant(x.id).is_none())
+    }
+
+    /// Input `at` and the two after it: codes, scale, zero point.
+    fn any_codes_of(&self, node: &Node, at: usize) -> Option<Codes> {
         let id = node.input(at)?;
-        if self.constant(id).is_some() {
-            return None;
-        }
         Some(Codes { id, params: self.params(node.input(at + 1)?, node.input(at + 2), None)? })
     }
 
@@ -692,6 +927,11 @@ impl<'a> Finder<'a> {
         let is_bias = node.is("DequantizeLinear") && codes.dtype() == DataType::Int32;
         is_bias.then_some(Bias::Codes(codes, Some(scales)))
     }
+}
+
+/// Whether the last dimension stays the last.
+fn keeps_last(perm: &[usize]) -> bool {
+    perm.last().is_some_and(|&last| last == perm.len() - 1)
 }
 
 /// What `find` makes of one of a node's two inputs, in whichever order they are, and the other input.

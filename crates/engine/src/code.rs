@@ -94,6 +94,10 @@ pub enum Op {
     Conv(Conv),
     /// Codes times a matrix.
     Product(Product),
+    /// Matrices of codes times matrices of codes.
+    Matmul(Matmul),
+    /// Softmax along the last dimension.
+    Softmax(Single),
     /// A sum of codes, of sizes that broadcast.
     Add(Pair),
     /// A product of codes, of sizes that broadcast.
@@ -228,6 +232,35 @@ pub struct Product {
     pub x_signed: bool,
     /// What becomes of the sums.
     pub to: To,
+    /// A row that is added to the codes that came of them.
+    pub row: Option<Row>,
+}
+
+/// A row of constant codes that is added to every row of codes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// The sum. The row is the second of its inputs.
+    pub pair: Pair,
+    /// Whether the row is the first of the model's: the order in which it is summed.
+    pub is_swapped: bool,
+    /// One byte a channel.
+    pub codes: Bytes,
+}
+
+/// A product of two tensors of codes, as ONNX MatMul has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matmul {
+    /// Of the inputs.
+    pub inputs: [Quant; 2],
+    /// Of the output; `None` where it is numbers.
+    pub output: Option<Quant>,
+    /// The least and the greatest code of the output.
+    pub codes: [i32; 2],
+    /// Orders of dimensions, as ONNX Transpose has them: of both inputs before the product, and of the output after it.
+    /// `None` where they stay.
+    pub perms: [Option<Vec<usize>>; 3],
+    /// Whether it is computed without floating point.
+    pub is_fixed: bool,
 }
 
 /// What becomes of the sums of each output channel.
@@ -339,7 +372,10 @@ impl Op {
             }
             Self::Conv(_) => "integer convolution",
             Self::Product(Product { to: To::Dynamic { .. }, .. }) => "dynamic integer product",
+            Self::Product(Product { row: Some(_), .. }) => "integer product and sum",
             Self::Product(_) => "integer product",
+            Self::Matmul(_) => "integer product of matrices",
+            Self::Softmax(_) => "integer softmax",
             Self::Add(_) => "integer sum",
             Self::Mul(_) => "integer product of two",
             Self::Concat { .. } => "codes joined",

@@ -5,18 +5,19 @@ use alloc::{boxed::Box, format, vec::Vec};
 use midtread_kernels::{
     min_max::min_max,
     quantized::{
-        self as kernel, Add, Bytes, DepthwiseWeights, Factor, Mean, Mul, Out, Pairwise, Requant,
-        Rule, Weights,
+        self as kernel, Add, Bytes, DepthwiseWeights, Factor, MAX_OUTER, Matrices, Mean, Mul, Out,
+        Pairwise, Requant, Rule, Strides, Weights,
     },
     transpose::transpose,
 };
 use midtread_num::{
     QParams, QRange, dynamic,
     requant::{Multiplier, SumMultipliers, multiplier, sum_factors},
+    softmax::Softmax,
 };
 
 use crate::{
-    code::{Conv, Factors, Op, Pair, Product, Quant, Reshape, Single, To, Window},
+    code::{Conv, Factors, Matmul, Op, Pair, Product, Quant, Reshape, Row, Single, To, Window},
     dims::{Dims, MAX_RANK},
     fault::Fault,
     machine::{Elem, Meta, View},
@@ -43,6 +44,11 @@ pub(crate) enum Ready {
         x: Elem,
         out: Elem,
     },
+    Matmul {
+        of: Matmul,
+        requant: Requant,
+    },
+    Softmax(Single),
     DynamicConv {
         window: Window,
         channels: [usize; 3],
@@ -112,7 +118,7 @@ impl<'a> Dynamic<'a> {
 pub(crate) fn ready(op: Op, n_inputs: usize) -> Result<Ready, Fault> {
     let needed = match &op {
         Op::Operator(_) => n_inputs,
-        Op::Add(_) | Op::Mul(_) => 2,
+        Op::Add(_) | Op::Mul(_) | Op::Matmul(_) => 2,
         Op::Concat { tables, .. } => tables.len().max(1),
         _ => 1,
     };
@@ -126,6 +132,11 @@ pub(crate) fn ready(op: Op, n_inputs: usize) -> Result<Ready, Fault> {
         Op::DynamicQuantize => Ready::DynamicQuantize,
         Op::Conv(conv) => ready_conv(conv)?,
         Op::Product(product) => ready_product(product)?,
+        Op::Matmul(of) => ready_matmul(of)?,
+        Op::Softmax(single) => {
+            let _ = (params(&single.x)?, params(&single.y)?);
+            Ready::Softmax(single)
+        }
         Op::Add(pair) => pairwise(&pair, sum(&pair)?),
         Op::Mul(pair) => {
             let [a, b] = pair.inputs;
@@ -157,16 +168,19 @@ pub(crate) fn ready(op: Op, n_inputs: usize) -> Result<Ready, Fault> {
         Op::Table(codes, signs) => Ready::Table(codes, signs.map(Elem::codes)),
         Op::Reshape(reshape) => Ready::Reshape(reshape),
         Op::Transpose(perm) => {
-            let is_permutation =
-                perm.len() <= MAX_RANK && (0..perm.len()).all(|d| perm.contains(&d));
-            if !is_permutation {
-                return Err(Fault::new(format!("{perm:?} is no permutation")));
-            }
+            check_permutation(&perm)?;
             Ready::Transpose(perm)
         }
         Op::ToLast => Ready::ToLast,
         Op::ToPlain => Ready::ToPlain,
     })
+}
+
+fn check_permutation(perm: &[usize]) -> Result<(), Fault> {
+    if perm.len() <= MAX_RANK && (0..perm.len()).all(|d| perm.contains(&d)) {
+        return Ok(());
+    }
+    Err(Fault::new(format!("{perm:?} is no permutation")))
 }
 
 fn params(quant: &Quant) -> Result<QParams, Fault> {
@@ -355,13 +369,29 @@ fn ready_conv(conv: Conv) -> Result<Ready, Fault> {
 }
 
 fn ready_product(product: Product) -> Result<Ready, Fault> {
-    let Product { k, weights, bias, x_signed, to } = product;
+    let Product { k, weights, bias, x_signed, to, row } = product;
     let n = bias.len();
     if k.checked_mul(n) != Some(weights.len()) || n_factors(&to) != n {
         return Err(Fault::new(format!("{} weights in {k} rows and {n} columns", weights.len())));
     }
-    let requant = requant(&bias, &to, 0..n)?;
-    let out = out_elem(&to);
+    let mut requant = requant(&bias, &to, 0..n)?;
+    let mut out = out_elem(&to);
+    if let Some(Row { pair, is_swapped, codes }) = row {
+        // Of the product's own codes.
+        let is_of_codes = match &to {
+            To::Codes { factors: Factors::Float(_), zero_point, is_signed, .. } => {
+                let from = pair.inputs[0];
+                (from.zero_point, from.is_signed) == (*zero_point, *is_signed)
+            }
+            _ => false,
+        };
+        let (Pairwise::Add(add), true) = (sum(&pair)?, is_of_codes && codes.len() == n) else {
+            return Err(Fault::new("a row that is not added to codes of a product"));
+        };
+        let row = Bytes { data: &codes, is_signed: pair.inputs[1].is_signed };
+        requant = requant.with_row(&add, row, is_swapped);
+        out = Elem::codes(pair.output.is_signed);
+    }
     let packed = Weights::new(k, n, |p, j| weights[j * k + p].cast_signed());
     Ok(match to {
         To::Dynamic { scales, .. } => {
@@ -372,6 +402,142 @@ fn ready_product(product: Product) -> Result<Ready, Fault> {
         }
         _ => Ready::Product { weights: packed, requant, x: Elem::codes(x_signed), out },
     })
+}
+
+fn ready_matmul(of: Matmul) -> Result<Ready, Fault> {
+    let [a, b] = of.inputs;
+    of.perms.iter().flatten().try_for_each(|perm| check_permutation(perm))?;
+    let [rows, _, out] = &of.perms;
+    // What is summed over is read as it lies, and so are the output's columns written.
+    let keeps_last = |perm: &Vec<usize>| perm.last() == Some(&(perm.len().wrapping_sub(1)));
+    if ![rows, out].into_iter().flatten().all(keeps_last) {
+        return Err(Fault::new("a product of matrices whose rows do not lie in a row"));
+    }
+    let requant = match of.output {
+        Some(y) => {
+            let pair = Pair { inputs: [a, b], output: y, codes: of.codes, is_fixed: of.is_fixed };
+            let rule = rule(factor([a.scale, b.scale, y.scale], of.is_fixed)?, &pair)?;
+            Requant::uniform(rule.factor, rule.codes, rule.zero_point)
+        }
+        None => {
+            let (a, b) = (params(&a)?, params(&b)?);
+            let scale = a.scale() * b.scale();
+            if !scale.is_finite() {
+                return Err(Fault::new("scales whose product is no number"));
+            }
+            Requant::uniform(Factor::Float(scale), [0, 0], 0)
+        }
+    };
+    Ok(Ready::Matmul { of, requant })
+}
+
+/// Where the matrices of a product lie, and the sizes of the output.
+fn matrices(of: &Matmul, a: &Dims, b: &Dims) -> Result<(Matrices, Dims), Fault> {
+    let misfit =
+        || Fault::new(format!("matrices of sizes {a:?} and {b:?} in the orders {:?}", of.perms));
+    let [a, b] = [(a, &of.perms[0]), (b, &of.perms[1])].map(|(dims, perm)| Turned::new(dims, perm));
+    let (a, b) = (a.ok_or_else(misfit)?, b.ok_or_else(misfit)?);
+    // A vector is a row, or a column, that is not there in the output.
+    let (a_is_row, b_is_column) = (a.rank == 1, b.rank == 1);
+    let (a, b) = (a.as_matrices(0), b.as_matrices(1));
+    let (last_a, last_b) = (a.rank - 1, b.rank - 1);
+    let (m, k, n) = (a.sizes[last_a - 1], a.sizes[last_a], b.sizes[last_b]);
+    if b.sizes[last_b - 1] != k {
+        return Err(misfit());
+    }
+    let n_outer = a.rank.max(b.rank) - 2;
+    let (mut outer, mut a_outer, mut b_outer) = ([1; MAX_OUTER], [0; MAX_OUTER], [0; MAX_OUTER]);
+    for d in 0..n_outer {
+        // The last of the output's outer dimensions are the inputs' last.
+        let of = |x: &Turned| match (d + x.rank).checked_sub(n_outer + 2) {
+            Some(d) => (x.sizes[d], if x.sizes[d] == 1 { 0 } else { x.strides[d] }),
+            None => (1, 0),
+        };
+        let at = MAX_OUTER - n_outer + d;
+        let ((x, x_stride), (y, y_stride)) = (of(&a), of(&b));
+        outer[at] = match (x, y) {
+            (x, y) if x == y || y == 1 => x,
+            (1, y) => y,
+            _ => return Err(misfit()),
+        };
+        (a_outer[at], b_outer[at]) = (x_stride, y_stride);
+    }
+
+    let mut sizes = [0; MAX_RANK];
+    sizes[..n_outer].copy_from_slice(&outer[MAX_OUTER - n_outer..]);
+    let mut rank = n_outer;
+    for (size, is_there) in [(m, !a_is_row), (n, !b_is_column)] {
+        if is_there {
+            sizes[rank] = size;
+            rank += 1;
+        }
+    }
+    // As they are stored, and from there back to the strides.
+    let mut stored = sizes;
+    let mut strides = [0; MAX_RANK];
+    let identity: [usize; MAX_RANK] = core::array::from_fn(|d| d);
+    let perm = of.perms[2].as_deref().unwrap_or(&identity[..rank]);
+    if perm.len() != rank {
+        return Err(misfit());
+    }
+    for (d, &from) in perm.iter().enumerate() {
+        stored[d] = sizes[from];
+    }
+    let dims = Dims::new(&stored[..rank])?;
+    let mut step = 1;
+    for (d, &from) in perm.iter().enumerate().rev() {
+        strides[from] = step;
+        step *= stored[d];
+    }
+    let mut y = Strides { outer: [0; MAX_OUTER], row: 0, column: 1 };
+    y.outer[MAX_OUTER - n_outer..].copy_from_slice(&strides[..n_outer]);
+    if !a_is_row {
+        // A column of a vector is of one element: one row after the other.
+        y.row = strides[n_outer];
+    }
+    let lie = |x: &Turned, outer| Strides {
+        outer,
+        row: x.strides[x.rank - 2],
+        column: x.strides[x.rank - 1],
+    };
+    let (a, b) = (lie(&a, a_outer), lie(&b, b_outer));
+    Ok((Matrices { outer, m, k, n, a, b, y }, dims))
+}
+
+/// Sizes in another order, and how far apart their elements lie.
+#[derive(Clone, Copy)]
+struct Turned {
+    rank: usize,
+    sizes: [usize; MAX_RANK + 1],
+    strides: [usize; MAX_RANK + 1],
+}
+
+impl Turned {
+    /// `None` where the order is of another number of dimensions, or of none.
+    fn new(dims: &Dims, perm: &Option<Vec<usize>>) -> Option<Self> {
+        let rank = dims.len();
+        if rank == 0 || perm.as_ref().is_some_and(|perm| perm.len() != rank) {
+            return None;
+        }
+        let (mut sizes, mut strides) = ([1; MAX_RANK + 1], [0; MAX_RANK + 1]);
+        for d in 0..rank {
+            let from = perm.as_ref().map_or(d, |perm| perm[d]);
+            sizes[d] = dims[from];
+            strides[d] = dims[from + 1..].iter().product();
+        }
+        Some(Self { rank, sizes, strides })
+    }
+
+    /// With two dimensions at least: a vector gets one of size 1 at `at`.
+    fn as_matrices(mut self, at: usize) -> Self {
+        if self.rank == 1 {
+            let (size, stride) = (self.sizes[0], self.strides[0]);
+            self.rank = 2;
+            (self.sizes[at], self.strides[at]) = (1, 0);
+            (self.sizes[1 - at], self.strides[1 - at]) = (size, stride);
+        }
+        self
+    }
 }
 
 /// Type and sizes of a step's output; `None` for an operator's, which are the host's affair.
@@ -409,6 +575,18 @@ pub(crate) fn output(
         Ready::Product { weights, x, out, .. } => product_meta(weights, *out, &typed(0, *x)?),
         Ready::DynamicProduct { weights, .. } => {
             product_meta(weights, Elem::F32, &typed(0, Elem::U8)?)
+        }
+        Ready::Matmul { of, .. } => {
+            let [a, b] = of.inputs.map(|x| Elem::codes(x.is_signed));
+            let (_, dims) = matrices(of, &typed(0, a)?, &typed(1, b)?)?;
+            made(of.output.map_or(Elem::F32, |y| Elem::codes(y.is_signed)), &dims)
+        }
+        Ready::Softmax(single) => {
+            let dims = typed(0, Elem::codes(single.x.is_signed))?;
+            if dims.is_empty() {
+                return Err(Fault::new("a softmax of one number without a dimension"));
+            }
+            made(Elem::codes(single.y.is_signed), &dims)
         }
         Ready::Pairwise { inputs, out, .. } => {
             let (a, b) = (typed(0, inputs[0])?, typed(1, inputs[1])?);
@@ -616,6 +794,21 @@ pub(crate) fn compute<'a>(
             };
             kernel::product(rows(&x, weights), codes(&x), weights, requant, out);
         }
+        Ready::Matmul { of, requant } => {
+            let (a, b) = (input(0)?, input(1)?);
+            let (matrices, _) = matrices(of, &a.meta.dims, &b.meta.dims)?;
+            let zero_points = of.inputs.map(|x| x.zero_point);
+            let out = &mut match of.output {
+                Some(_) => Out::Codes(y),
+                None => Out::Numbers(numbers_mut(y)?),
+            };
+            kernel::product_of_two(&matrices, codes(&a), codes(&b), zero_points, requant, out);
+        }
+        Ready::Softmax(Single { x: from, y: to, .. }) => {
+            let len = dims[dims.len() - 1];
+            let of = Softmax::new(len, from.scale, to.scale, to.zero_point);
+            kernel::softmax(&of, len, codes(&input(0)?), y);
+        }
         Ready::DynamicConv { window, channels, weights, sums, scales, .. } => {
             let x = input(0)?;
             let (conv, _) = convolution(window, channels, &x.meta.dims)?;
@@ -696,7 +889,13 @@ pub(crate) fn compute<'a>(
         Ready::Table(table, _) => kernel::map(table, input(0)?.bytes, y),
         Ready::Reshape(_) => y.copy_from_slice(input(0)?.bytes),
         Ready::Transpose(perm) => permute(&input(0)?, perm, y)?,
-        Ready::ToLast => permute(&input(0)?, &[0, 2, 3, 1], y)?,
+        Ready::ToLast => {
+            let x = input(0)?;
+            match image(&x.meta.dims)? {
+                [n, 3, _, _] if x.meta.elem != Elem::F32 => kernel::interleave(x.bytes, n, y),
+                _ => permute(&x, &[0, 2, 3, 1], y)?,
+            }
+        }
         Ready::ToPlain => permute(&input(0)?, &[0, 3, 1, 2], y)?,
     }
     Ok(None)

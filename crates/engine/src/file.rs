@@ -15,7 +15,7 @@ use crate::{code::*, fault::Fault};
 
 const MAGIC: &[u8; 8] = b"midtread";
 /// Goes up with every change of what follows.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 28;
 /// Where tensors' elements begin.
 const ALIGN: usize = 64;
@@ -199,12 +199,12 @@ impl<T: Part> Part for Vec<T> {
     }
 }
 
-impl<T: Part + Copy + Default, const N: usize> Part for [T; N] {
+impl<T: Part + Default, const N: usize> Part for [T; N] {
     fn write(&self, out: &mut Writer) {
         self.iter().for_each(|item| item.write(out));
     }
     fn read(input: &mut Reader) -> Result<Self, Fault> {
-        let mut items = [T::default(); N];
+        let mut items: Self = core::array::from_fn(|_| T::default());
         for item in &mut items {
             *item = T::read(input)?;
         }
@@ -294,7 +294,9 @@ structs! {
     Quant { scale, zero_point, is_signed }
     Window { kernel, strides, dilations, pads, ceil }
     Conv { window, groups, c_in, weights, bias, x_zero, x_signed, to }
-    Product { k, weights, bias, x_signed, to }
+    Product { k, weights, bias, x_signed, to, row }
+    Row { pair, is_swapped, codes }
+    Matmul { inputs, output, codes, perms, is_fixed }
     Pair { inputs, output, codes, is_fixed }
     Single { x, y, is_fixed }
 }
@@ -365,5 +367,7 @@ enums! {
         14 => Transpose(perm),
         15 => ToLast,
         16 => ToPlain,
+        17 => Matmul(matmul),
+        18 => Softmax(single),
     }
 }

@@ -16,8 +16,8 @@ use midtread_ops::{Args, EvalCtx, OpDef, OpError, Pool};
 use crate::{
     cluster::{Bias, Cluster, Codes, Finder, Input, Kind, QuantizedWeights},
     code::{
-        Attribute, Code, Constant, Conv, Factors, Op, Operator, Pads, Pair, Port, Product, Quant,
-        Single, Size, Step, To, Window,
+        Attribute, Code, Constant, Conv, Factors, Matmul, Op, Operator, Pads, Pair, Port, Product,
+        Quant, Row, Single, Size, Step, To, Window,
     },
     compute::fixed_factor,
     error::Error,
@@ -29,8 +29,8 @@ pub(crate) fn compile(model: &Model, options: &Options) -> Result<Code, Error> {
     let interpreter = Interpreter::new(model, midtread_exec::Options { max_bytes: None })?;
     let graph = interpreter.graph();
     let opsets = interpreter.opset_imports();
-    let finder = Finder::new(graph);
     let is_fixed = options.requantize == Requantize::FixedPoint;
+    let finder = Finder::new(graph, opset_of(opsets, "").unwrap_or(13), is_fixed);
     let lower = Lower { graph, opsets, finder: &finder, is_fixed };
     let mut wanted = Wanted::default();
     graph.outputs.iter().for_each(|&id| wanted.tensor(graph, id));
@@ -167,7 +167,7 @@ impl Lower<'_> {
                 let op = self.conv(&self.graph.nodes[*conv], weights, None, None)?;
                 (op, Reads::Dynamic(*x), Layout::Last)
             }
-            (Kind::Product { x, weights, bias, is_transposed }, y) => {
+            (Kind::Product { x, weights, bias, is_transposed, row }, y) => {
                 let &[rows, columns] = weights.codes.dims() else { return None };
                 let (k, n) = if *is_transposed { (columns, rows) } else { (rows, columns) };
                 let channels = Channels::new(weights, n, i64::from(!is_transposed), x, bias)?;
@@ -175,12 +175,31 @@ impl Lower<'_> {
                     if *is_transposed { j * columns + p } else { p * columns + j }
                 };
                 let rows = channels.rows(k, at);
+                // What comes before a row, if there is one.
+                let (made, clamp) = match row {
+                    Some(row) => (Some(row.before), row.clamp),
+                    None => (y, cluster.clamp),
+                };
+                let row = match (row, y) {
+                    (Some(row), Some(y)) => Some(Row {
+                        pair: Pair {
+                            inputs: [row.before, row.params],
+                            output: y,
+                            codes: clamped_codes(y, cluster.clamp),
+                            is_fixed,
+                        },
+                        is_swapped: row.is_swapped,
+                        codes: row.codes.to_shared_bytes(),
+                    }),
+                    _ => None,
+                };
                 let product = Product {
                     k,
                     bias: channels.folded(&rows, k, x.params.zero_point)?,
                     weights: rows.into(),
                     x_signed: x.params.is_signed,
-                    to: channels.to(x.params.scale, y, cluster.clamp, is_fixed)?,
+                    to: channels.to(x.params.scale, made, clamp, is_fixed)?,
+                    row,
                 };
                 (Op::Product(product), read(x), Layout::Plain)
             }
@@ -203,6 +222,7 @@ impl Lower<'_> {
                     weights: rows.into(),
                     x_signed: false,
                     to: To::Dynamic { scales, shifts },
+                    row: None,
                 };
                 (Op::Product(product), Reads::Dynamic(*x), Layout::Plain)
             }
@@ -217,6 +237,18 @@ impl Lower<'_> {
                 let op = if is_sum { Op::Add(pair) } else { Op::Mul(pair) };
                 (op, Reads::Values(inputs.map(|x| x.id).to_vec()), Layout::Either)
             }
+            (Kind::Matmul { inputs, perms }, y) => {
+                let matmul = Matmul {
+                    inputs: inputs.map(|x| x.params),
+                    output: y,
+                    codes: y.map_or([0, 0], |y| clamped_codes(y, cluster.clamp)),
+                    perms: perms.clone(),
+                    is_fixed,
+                };
+                let ids = inputs.map(|x| x.id).to_vec();
+                (Op::Matmul(matmul), Reads::Values(ids), Layout::Plain)
+            }
+            (Kind::Softmax { x }, Some(y)) => (Op::Softmax(single(x, y)), read(x), Layout::Plain),
             (Kind::Concat { inputs }, Some(y)) => {
                 let rank = inputs.iter().find_map(|x| self.rank(x.id));
                 let axis = node.int("axis")?;
@@ -244,8 +276,8 @@ impl Lower<'_> {
                 }
                 (Op::MaxPool(window, *is_signed), Reads::Values(vec![*x]), Layout::Last)
             }
-            (Kind::Table { x }, Some(y)) => {
-                let codes = self.table(x.params, y, node)?;
+            (Kind::Region { x, nodes }, Some(y)) => {
+                let codes = self.table(x, nodes)?;
                 let op = Op::Table(codes, [x.params.is_signed, y.is_signed]);
                 (op, read(x), Layout::Either)
             }
@@ -267,19 +299,13 @@ impl Lower<'_> {
             (Kind::Instead { op_type, inputs }, _) => {
                 let opset = opset_of(self.opsets, "").unwrap_or(13);
                 let mut attrs = attributes(node)?;
-                let (domain, opset) = match *op_type {
-                    "QLinearMatMul" => ("", opset),
-                    _ => {
-                        attrs.push(("opset".to_owned(), Attribute::Int(opset)));
-                        // Before version 13 the default was 1.
-                        if node.int("axis").is_none() && 13 <= opset {
-                            attrs.push(("axis".to_owned(), Attribute::Int(-1)));
-                        }
-                        ("com.microsoft", 1)
-                    }
-                };
-                let (domain, op_type) = (domain.to_owned(), (*op_type).to_owned());
-                let operator = Operator { domain, op_type, opset, attrs };
+                attrs.push(("opset".to_owned(), Attribute::Int(opset)));
+                // Before version 13 the default was 1.
+                if node.int("axis").is_none() && 13 <= opset {
+                    attrs.push(("axis".to_owned(), Attribute::Int(-1)));
+                }
+                let (domain, op_type) = ("com.microsoft".to_owned(), (*op_type).to_owned());
+                let operator = Operator { domain, op_type, opset: 1, attrs };
                 (Op::Operator(operator), Reads::Inputs(inputs.clone()), Layout::Plain)
             }
             (Kind::Quantize { x }, Some(y)) => {
@@ -346,25 +372,23 @@ impl Lower<'_> {
         Some(self.graph.type_of(id)?.dims()?.len())
     }
 
-    /// A function of one number over all codes: dequantized, evaluated and quantized as the operators say.
-    fn table(&self, x: Quant, y: Quant, node: &Node) -> Option<Box<[u8; 256]>> {
-        let opset = opset_of(self.opsets, &node.domain)?;
-        let linear = opset_of(self.opsets, "")?;
-        let of = |p: Quant| {
-            let zero = vec![p.zero_point as u8];
-            let zero = Tensor::from_bytes(dtype_of(p), Vec::new(), zero.into()).ok()?;
-            Some([Some(Tensor::scalar(p.scale)), Some(zero)])
-        };
-        let of_linear = |op_type: &str, x, p| {
-            let args = [&[Some(x)][..], &of(p)?].concat();
-            first(midtread_ops::find("", op_type)?, &Node::new(op_type, "", [], []), linear, args)
-        };
-        let numbers = of_linear("DequantizeLinear", all_codes(x)?, x)?;
-        let others = self.others(node);
-        let def = midtread_ops::find(&node.domain, &node.op_type)?;
-        let numbers = first(def, node, opset, [&[Some(numbers)][..], &others].concat())?;
-        let codes = of_linear("QuantizeLinear", numbers, y)?;
-        Some(Box::new(codes.as_bytes().try_into().ok()?))
+    /// What some nodes make of all codes, the last of them.
+    fn table(&self, x: &Codes, nodes: &[usize]) -> Option<Box<[u8; 256]>> {
+        let mut known = HashMap::from([(x.id, all_codes(x.params)?)]);
+        let mut last = None;
+        for &i in nodes {
+            let node = &self.graph.nodes[i];
+            let def = midtread_ops::find(&node.domain, &node.op_type)?;
+            let args = node.inputs.iter().map(|id| {
+                let Some(id) = *id else { return Some(None) };
+                known.get(&id).cloned().or_else(|| self.finder.constant(id)).map(Some)
+            });
+            let args = args.collect::<Option<Vec<_>>>()?;
+            let made = first(def, node, opset_of(self.opsets, &node.domain)?, args)?;
+            known.insert(node.output(0)?, made.clone());
+            last = Some(made);
+        }
+        Some(Box::new(last?.as_bytes().try_into().ok()?))
     }
 
     /// An operator on codes over all of them.

@@ -201,6 +201,12 @@ pub fn has_avx512_vnni() -> bool {
     has_avx512() && is_x86_feature_detected!("avx512vnni")
 }
 
+/// Whether this CPU has AVX-512's VBMI besides.
+#[cfg(target_arch = "x86_64")]
+pub fn has_avx512_vbmi() -> bool {
+    has_avx512() && is_x86_feature_detected!("avx512vbmi")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

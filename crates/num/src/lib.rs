@@ -8,6 +8,7 @@
 //! - [`granularity`]: which parameters belong to which element of a tensor; [`tensor`]: whole
 //!   slices at any granularity.
 //! - [`bias`] and [`requant`]: what happens to the `i32` sums of integer kernels.
+//! - [`softmax`]: softmax of codes.
 //! - [`dynamic`]: parameters chosen while a model runs.
 //! - [`pack`]: codes of less than a byte.
 //! - [`formats`]: every number format for weights, from int4 to NF4 and MX.
@@ -32,6 +33,7 @@ pub mod nonuniform;
 pub mod pack;
 pub mod requant;
 pub mod round;
+pub mod softmax;
 pub mod tensor;
 pub mod textbook;
 pub mod uniform;

@@ -11,7 +11,7 @@ use midtread_kernels::{
     int8::{Codes, conv_integer, matmul_integer},
     quantize as kernel,
 };
-use midtread_num::{QParams, QRange, requant, tensor::Code};
+use midtread_num::{QParams, QRange, requant, softmax::Softmax, tensor::Code};
 
 use crate::{
     attr, channels_last,
@@ -622,12 +622,8 @@ pub(crate) static QLINEAR_SOFTMAX: OpDef = OpDef {
         let signed = x.dtype() == DataType::Int8;
         let bytes: Vec<usize> =
             codes(x)?.into_iter().map(|q| (if signed { q + 128 } else { q }) as usize).collect();
-        let bound = (f64::from(f32::MAX) / n as f64).ln() - 5.0;
-        let head_room = f64::from(requant::multiplier(1.0, 1.0, px.scale())) * bound.max(0.0);
-        let table: Vec<f32> = (0..256)
-            .map(|i| ((f64::from(i) - 255.0 + head_room) * f64::from(px.scale())).exp() as f32)
-            .collect();
-        let factor = requant::multiplier(1.0, 1.0, py.scale()).floor();
+        let softmax = Softmax::new(n, px.scale(), py.scale(), py.zero_point());
+        let table = &softmax.exponentials;
         let mut out = vec![0; x.len()];
         for group in 0..x.len() / n.max(1) {
             let start = group / inner * n * inner + group % inner;
@@ -635,8 +631,7 @@ pub(crate) static QLINEAR_SOFTMAX: OpDef = OpDef {
             let max = along().map(|at| bytes[at]).max().unwrap_or(0);
             let sum: f32 = along().map(|at| table[255 - max + bytes[at]]).sum();
             for at in along() {
-                let e = table[255 - max + bytes[at]];
-                out[at] = ((e * factor / sum).round_ties_even() as i32 + py.zero_point()).min(255);
+                out[at] = softmax.code(table[255 - max + bytes[at]], sum);
             }
         }
         Ok(vec![fill_codes(ctx, x.dtype(), x.dims().to_vec(), |i| out[i])?])

@@ -9,8 +9,8 @@ use alloc::vec::Vec;
 use std::ops::Range;
 
 use super::lanes::{Lanes, N, Scalar, pair};
-use super::product::store;
-use super::requant::Channels;
+use super::product::store_codes;
+use super::requant::{Channels, RequantView};
 use super::weights::Quad;
 use super::{Bytes, Conv2d, Requant};
 use crate::par::{self, Disjoint};
@@ -138,19 +138,21 @@ pub(super) struct Job<'a> {
     pub(super) x: Bytes<'a>,
     pub(super) zero_point: i32,
     pub(super) weights: &'a DepthwiseWeights,
-    pub(super) requant: &'a Requant,
+    pub(super) requant: RequantView<'a>,
+    /// A row of the input as the padding would have it, for taps above and below.
+    padding: &'a [u8],
     pub(super) y: Disjoint<'a, u8>,
 }
 
 /// A row of output pixels.
 struct Row<'a> {
     /// What each tap sees for the row's first pixel, from its first channel on; an even number of them. Pixels are
-    /// `step` bytes apart. For pixel `p` of `inner`, `p * step + channels` bytes are there.
+    /// `step` bytes apart. For pixel `p`, `p * step + channels` bytes are there.
     taps: &'a [&'a [u8]],
     step: usize,
-    inner: Range<usize>,
+    n_pixels: usize,
     weights: &'a DepthwiseWeights,
-    requant: &'a Requant,
+    requant: RequantView<'a>,
     is_signed: bool,
 }
 
@@ -196,11 +198,11 @@ fn avx512(job: &Job, rows: Range<usize>) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn avx512_vnni(job: &Job, rows: Range<usize>) {
-    // The other kernel rounds numbers of any size.
-    if job.requant.is_small_after(job.weights.kernel.iter().product()) {
-        super::vnni_depthwise::run(job, rows);
-    } else {
+    // The other kernel has the multipliers.
+    if job.requant.is_fixed_point() {
         avx512(job, rows);
+    } else {
+        super::vnni_depthwise::run(job, rows);
     }
 }
 
@@ -249,23 +251,19 @@ fn run(
     let n_rows = conv.n * conv.output()[0];
     let cost = y.len() * weights.n_taps() / 60;
     let n_tasks = par::n_tasks(cost).min(n_rows);
-    let job = Job { conv, x, zero_point, weights, requant, y: Disjoint::new(y) };
-    par::for_each_task(n_tasks, cost, |task| kernel(&job, par::share(n_rows, n_tasks, task)));
-}
-
-/// Row by row, with the taps in pairs.
-#[inline(always)]
-fn run_rows<L: Lanes>(l: L, job: &Job, rows: Range<usize>) {
-    // A row of the input as the padding would have it, for taps above and below.
-    par::with_scratch(job.conv.input[1] * job.conv.c_in, |padding: &mut [u8]| {
-        padding.fill(job.zero_point as u8);
-        run_rows_with(l, job, padding, rows);
+    par::with_scratch(conv.input[1] * c, |padding: &mut [u8]| {
+        padding.fill(zero_point as u8);
+        let requant = requant.view();
+        let job = Job { conv, x, zero_point, weights, requant, padding, y: Disjoint::new(y) };
+        par::for_each_task(n_tasks, cost, |task| kernel(&job, par::share(n_rows, n_tasks, task)));
     });
 }
 
+/// Row by row, with the taps in pairs. Nothing that computes is in a closure, which would be compiled without the
+/// instructions of its caller.
 #[inline(always)]
-fn run_rows_with<L: Lanes>(l: L, job: &Job, padding: &[u8], rows: Range<usize>) {
-    let &Job { conv, x, weights, requant, .. } = job;
+fn run_rows<L: Lanes>(l: L, job: &Job, rows: Range<usize>) {
+    let &Job { conv, x, weights, requant, padding, .. } = job;
     let (c, n_taps) = (conv.c_in, weights.n_taps());
     let [height, width] = conv.input;
     let [out_h, out_w] = conv.output();
@@ -288,11 +286,7 @@ fn run_rows_with<L: Lanes>(l: L, job: &Job, padding: &[u8], rows: Range<usize>) 
         let left = |t: usize| t % conv.kernel[1] * conv.dilations[1];
         // SAFETY: the caller has this row.
         let y = unsafe { job.y.slice(row * out_w * c, out_w * c) };
-        let columns = |inner: Range<usize>, taps: &[&[u8]], y: &mut [u8]| {
-            let step = conv.strides[1] * c;
-            let row = Row { taps, step, inner, weights, requant, is_signed: x.is_signed };
-            run_row(l, &row, y);
-        };
+        let (step, is_signed) = (conv.strides[1] * c, x.is_signed);
         if !inner.is_empty() {
             for (t, tap) in taps[..n_taps].iter_mut().enumerate() {
                 *tap = &line(t)[(inner.start * conv.strides[1] + left(t) - conv.pads[1]) * c..];
@@ -301,7 +295,9 @@ fn run_rows_with<L: Lanes>(l: L, job: &Job, padding: &[u8], rows: Range<usize>) 
                 // Its weights are 0.
                 taps[n_taps] = taps[0];
             }
-            columns(0..inner.len(), taps, &mut y[inner.start * c..inner.end * c]);
+            let y = &mut y[inner.start * c..inner.end * c];
+            let n_pixels = inner.len();
+            run_row(l, &Row { taps, step, n_pixels, weights, requant, is_signed }, y);
         }
         for col in (0..out_w).filter(|col| !inner.contains(col)) {
             for (t, tap) in taps[..n_taps].iter_mut().enumerate() {
@@ -311,7 +307,8 @@ fn run_rows_with<L: Lanes>(l: L, job: &Job, padding: &[u8], rows: Range<usize>) 
             if n_taps % 2 == 1 {
                 taps[n_taps] = taps[0];
             }
-            columns(0..1, taps, &mut y[col * c..][..c]);
+            let y = &mut y[col * c..][..c];
+            run_row(l, &Row { taps, step, n_pixels: 1, weights, requant, is_signed }, y);
         }
     }
 }
@@ -329,7 +326,7 @@ fn inner_columns(conv: &Conv2d) -> Range<usize> {
 #[inline(always)]
 fn run_row<L: Lanes>(l: L, row: &Row, y: &mut [u8]) {
     let c = row.weights.channels;
-    let n_pixels = row.inner.len();
+    let n_pixels = row.n_pixels;
     assert_eq!(y.len(), n_pixels * c, "a row of pixels");
     let n_bytes = (n_pixels - 1) * row.step + c;
     assert!(row.taps.iter().all(|tap| n_bytes <= tap.len()), "every tap sees every pixel");
@@ -363,7 +360,7 @@ fn run_row<L: Lanes>(l: L, row: &Row, y: &mut [u8]) {
             }
             let codes = requant.codes(l, sums);
             let start = pixel * c + channels.start;
-            store(&mut y[start..start + channels.len()], |y| l.store_bytes(y, codes));
+            store_codes(l, &mut y[start..start + channels.len()], codes);
         }
     }
 }

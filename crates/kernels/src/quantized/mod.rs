@@ -13,10 +13,12 @@
 mod convert;
 mod depthwise;
 mod lanes;
+mod matrices;
 mod pairwise;
 mod pool;
 mod product;
 mod requant;
+mod softmax;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 #[cfg(target_arch = "x86_64")]
@@ -29,12 +31,14 @@ use alloc::vec::Vec;
 use crate::conv::Conv2d;
 use crate::variant::VariantInfo;
 
-pub use convert::{dequantize_i8, dequantize_u8, map, quantize_i8, quantize_u8};
+pub use convert::{dequantize_i8, dequantize_u8, interleave, map, quantize_i8, quantize_u8};
 pub use depthwise::{DepthwiseWeights, depthwise};
+pub use matrices::{MAX_OUTER, Matrices, Strides, product_of_two};
 pub use pairwise::{Add, Mul, Pairwise, pairwise, pairwise_broadcast};
 pub use pool::{Mean, average_pool, global_average_pool, max_pool};
 pub use product::{conv, product};
 pub use requant::{Factor, Out, Requant, Rule};
+pub use softmax::softmax;
 pub use weights::Weights;
 
 /// Codes and whether they are signed.
@@ -62,7 +66,14 @@ fn code(byte: u8, is_signed: bool) -> i32 {
 
 /// The implementations, for `midtread inspect --cpu`.
 pub(crate) fn describe() -> Vec<VariantInfo> {
-    [product::describe(), depthwise::describe(), pairwise::describe()].concat()
+    [
+        product::describe(),
+        depthwise::describe(),
+        pairwise::describe(),
+        softmax::describe(),
+        convert::describe(),
+    ]
+    .concat()
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use alloc::vec::Vec;
 use std::ops::Range;
 
 use super::lanes::{Lanes, N, Scalar};
-use super::weights::{Quad, Weights};
+use super::requant::RequantView;
+use super::weights::{Panels, Quad, Weights};
 use super::windows::{Rows, Windows, with_buffers};
 use super::{Bytes, Conv2d, Out, Requant};
 use crate::par::{self, Disjoint, grid};
@@ -18,11 +19,13 @@ use crate::variant::{self, Isa, Variant, VariantInfo};
 /// A block of the product: some rows of the first factor times some panels.
 pub(super) struct Block<'a> {
     pub(super) rows: Rows<'a>,
-    pub(super) weights: &'a Weights,
+    pub(super) weights: Panels<'a>,
     pub(super) panels: Range<usize>,
     /// Whether the rows were `i8` and have been moved to `u8`.
     pub(super) is_moved: bool,
-    pub(super) requant: &'a Requant,
+    pub(super) requant: RequantView<'a>,
+    /// What is added to all sums of a row, and then as many more as [`Rows::starts`] has.
+    pub(super) row_bias: Option<&'a [i32]>,
     /// Element (`row`, `column`) of the block is `out[start + row * pitch + column]`, where columns count from the
     /// weights' first.
     pub(super) out: &'a DisjointOut<'a>,
@@ -36,21 +39,22 @@ pub(super) enum DisjointOut<'a> {
 }
 
 #[derive(Clone, Copy)]
-struct Kernel {
-    run: fn(&Block),
+pub(super) struct Kernel {
+    /// Runs a block, with scratch memory.
+    pub(super) run: fn(&Block, &mut Vec<i32>),
     /// Products of codes in a nanosecond, about.
-    speed: usize,
+    pub(super) speed: usize,
 }
 
 /// Fastest first. All give the same bits.
-static VARIANTS: &[Variant<Kernel>] = &[
+pub(super) static VARIANTS: &[Variant<Kernel>] = &[
     #[cfg(target_arch = "x86_64")]
     Variant::new(
         "avx512_vnni-12x32",
         Isa::Avx512,
         variant::has_avx512_vnni,
         // SAFETY: `Variant::get` hands this out only when `has_avx512_vnni` has found the features.
-        Kernel { run: |block| unsafe { avx512_vnni(block) }, speed: 200 },
+        Kernel { run: |block, words| unsafe { avx512_vnni(block, words) }, speed: 200 },
     ),
     #[cfg(target_arch = "x86_64")]
     Variant::new(
@@ -58,7 +62,7 @@ static VARIANTS: &[Variant<Kernel>] = &[
         Isa::Avx512,
         variant::has_avx512,
         // SAFETY: `Variant::get` hands this out only when `has_avx512` has found the features.
-        Kernel { run: |block| unsafe { avx512(block) }, speed: 100 },
+        Kernel { run: |block, words| unsafe { avx512(block, words) }, speed: 100 },
     ),
     #[cfg(target_arch = "x86_64")]
     Variant::new(
@@ -66,31 +70,34 @@ static VARIANTS: &[Variant<Kernel>] = &[
         Isa::Avx2,
         variant::has_avx2,
         // SAFETY: `Variant::get` hands this out only when `has_avx2` has found the features.
-        Kernel { run: |block| unsafe { avx2(block) }, speed: 80 },
+        Kernel { run: |block, words| unsafe { avx2(block, words) }, speed: 80 },
     ),
-    Variant::scalar(Kernel { run: |block| run_block::<_, 4, 1>(Scalar, block), speed: 4 }),
+    Variant::scalar(Kernel {
+        run: |block, words| run_block::<_, 4, 1>(Scalar, block, words),
+        speed: 4,
+    }),
 ];
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn avx512_vnni(block: &Block) {
-    // The other kernel rounds numbers of any size, and with multipliers.
+fn avx512_vnni(block: &Block, words: &mut Vec<i32>) {
+    // The other kernel has the multipliers.
     match block.out {
-        DisjointOut::Codes(_) if !block.requant.is_small => avx512(block),
+        DisjointOut::Codes(_) if block.requant.is_fixed_point() => avx512(block, words),
         _ => super::vnni::product(block),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn avx2(block: &Block) {
-    run_block::<_, 6, 1>(super::lanes::Avx2::new(), block);
+fn avx2(block: &Block, words: &mut Vec<i32>) {
+    run_block::<_, 6, 1>(super::lanes::Avx2::new(), block, words);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-fn avx512(block: &Block) {
-    run_block::<_, 8, 2>(super::lanes::Avx512::new(), block);
+fn avx512(block: &Block, words: &mut Vec<i32>) {
+    run_block::<_, 8, 2>(super::lanes::Avx512::new(), block, words);
 }
 
 pub(super) fn describe() -> Vec<VariantInfo> {
@@ -116,10 +123,11 @@ fn run_product(
 ) {
     assert_eq!(x.data.len(), m * weights.k(), "the first factor's elements");
     assert_eq!(out.len(), m * weights.n(), "the product's elements");
+    let weights = weights.panels();
     assert_eq!(weights.segments()[0], 1, "the weights of a matrix");
     requant.check(weights.n());
     let rows = Windows::of_matrix(m, weights.k(), x.data, x.is_signed);
-    run(kernel, &rows, weights, requant, &disjoint(out), 0, weights.n());
+    run(kernel, &rows, weights, requant.view(), &disjoint(out), 0, weights.n());
 }
 
 /// `out = requant(conv(x, weights))`, with the weights of each group ([`Weights::of_windows`]) and likewise `requants`.
@@ -159,6 +167,7 @@ fn run_conv(
     for (group, (weights, requant)) in weights.iter().zip(requants).enumerate() {
         assert_eq!([weights.k(), weights.n()], [w_len / conv.c_out, c_out], "the weights' sizes");
         let [kh, kw] = conv.kernel;
+        let weights = weights.panels();
         let segments = weights.segments();
         assert!(
             segments == [kh * kw, c_in] || (segments == [kh, kw * c_in] && conv.dilations[1] == 1),
@@ -168,11 +177,11 @@ fn run_conv(
         let channels = group * c_in..(group + 1) * c_in;
         let padding = zero_point as u8;
         let rows = Windows { conv: *conv, data: x.data, flip, padding, channels };
-        run(kernel, &rows, weights, requant, &out, group * c_out, conv.c_out);
+        run(kernel, &rows, weights, requant.view(), &out, group * c_out, conv.c_out);
     }
 }
 
-fn disjoint<'a>(out: &'a mut Out) -> DisjointOut<'a> {
+pub(super) fn disjoint<'a>(out: &'a mut Out) -> DisjointOut<'a> {
     match out {
         Out::Codes(codes) => DisjointOut::Codes(Disjoint::new(codes)),
         Out::Numbers(numbers) => DisjointOut::Numbers(Disjoint::new(numbers)),
@@ -182,8 +191,8 @@ fn disjoint<'a>(out: &'a mut Out) -> DisjointOut<'a> {
 fn run(
     kernel: Kernel,
     windows: &Windows,
-    weights: &Weights,
-    requant: &Requant,
+    weights: Panels,
+    requant: RequantView,
     out: &DisjointOut,
     column: usize,
     pitch: usize,
@@ -197,55 +206,63 @@ fn run(
     par::for_each_task(n_m * n_n, cost, |task| {
         let all_rows = par::share(m, n_m, task % n_m);
         let panels = par::share(weights.n_panels(), n_n, task / n_m);
-        let block_len = windows.block_len(weights);
-        with_buffers(|buffers| {
-            for first in all_rows.clone().step_by(block_len) {
-                let rows = first..all_rows.end.min(first + block_len);
-                let start = first * pitch + column;
-                (kernel.run)(&Block {
-                    rows: windows.rows(rows, weights, buffers),
-                    weights,
-                    panels: panels.clone(),
-                    is_moved: windows.flip != 0,
-                    requant,
-                    out,
-                    start,
-                    pitch,
-                });
-            }
+        let block_len = windows.block_len(&weights);
+        par::with_vec(|words| {
+            with_buffers(|buffers| {
+                for first in all_rows.clone().step_by(block_len) {
+                    let rows = first..all_rows.end.min(first + block_len);
+                    let start = first * pitch + column;
+                    let block = Block {
+                        rows: windows.rows(rows, &weights, buffers),
+                        weights,
+                        panels: panels.clone(),
+                        is_moved: windows.flip != 0,
+                        requant,
+                        row_bias: None,
+                        out,
+                        start,
+                        pitch,
+                    };
+                    (kernel.run)(&block, words);
+                }
+            });
         });
     });
 }
 
-/// Runs a block in tiles of at most `MR` rows and `P` panels, with the codes widened to `i16`.
+/// Runs a block in tiles of at most `MR` rows and `P` panels, with the codes widened to `i16` in `all_words`.
 #[inline(always)]
-fn run_block<L: Lanes, const MR: usize, const P: usize>(l: L, block: &Block) {
+fn run_block<L: Lanes, const MR: usize, const P: usize>(
+    l: L,
+    block: &Block,
+    all_words: &mut Vec<i32>,
+) {
     let n_words = 2 * block.weights.n_words();
     let n_rows = block.rows.n_rows;
     // As many rows at once as fit a quarter of a second-level cache.
     let at_once = ((1 << 15) / n_words.max(1)).clamp(6, 240) / 6 * 6;
-    par::with_scratch(at_once.min(n_rows) * n_words, |all_words: &mut [i32]| {
-        for first in (0..n_rows).step_by(at_once) {
-            let n_rows = at_once.min(n_rows - first);
-            let words = &mut all_words[..n_rows * n_words];
-            for (i, words) in words.chunks_exact_mut(n_words.max(1)).enumerate() {
-                widen(block, first + i, words);
-            }
-            for panel in block.panels.clone().step_by(P) {
-                let is_last = block.panels.end - panel < P;
-                for row in (0..n_rows).step_by(MR) {
-                    let tile =
-                        Tile { block, words: &words[row * n_words..], row: first + row, panel };
-                    let height = MR.min(n_rows - row);
-                    if P == 1 || is_last {
-                        tile.run_rows::<L, MR, 1>(l, height);
-                    } else {
-                        tile.run_rows::<L, MR, P>(l, height);
-                    }
+    if all_words.len() < at_once.min(n_rows) * n_words {
+        all_words.resize(at_once.min(n_rows) * n_words, 0);
+    }
+    for first in (0..n_rows).step_by(at_once) {
+        let n_rows = at_once.min(n_rows - first);
+        let words = &mut all_words[..n_rows * n_words];
+        for (i, words) in words.chunks_exact_mut(n_words.max(1)).enumerate() {
+            widen(block, first + i, words);
+        }
+        for panel in block.panels.clone().step_by(P) {
+            let is_last = block.panels.end - panel < P;
+            for row in (0..n_rows).step_by(MR) {
+                let tile = Tile { block, words: &words[row * n_words..], row: first + row, panel };
+                let height = MR.min(n_rows - row);
+                if P == 1 || is_last {
+                    tile.run_rows::<L, MR, 1>(l, height);
+                } else {
+                    tile.run_rows::<L, MR, P>(l, height);
                 }
             }
         }
-    });
+    }
 }
 
 /// Row `row` as words of two `i16`: for each four codes, the first and the third, then the second and the fourth.
@@ -289,7 +306,7 @@ impl Tile<'_> {
     /// `MR` rows times `P` panels.
     #[inline(always)]
     fn run<L: Lanes, const MR: usize, const P: usize>(&self, l: L) {
-        let (block, weights) = (self.block, self.block.weights);
+        let (block, weights) = (self.block, &self.block.weights);
         let n_words = weights.n_words();
         let mut rows: [&[[i32; 2]]; MR] = [&[]; MR];
         for i in 0..MR {
@@ -321,21 +338,27 @@ impl Tile<'_> {
             let moved =
                 if block.is_moved { l.load(&weights.moved()[column..]) } else { l.splat(0) };
             let start = block.start + self.row * block.pitch + column;
+            for i in 0..MR {
+                acc[i][j] = l.sub(acc[i][j], moved);
+                if let Some(bias) = block.row_bias {
+                    acc[i][j] = l.add(acc[i][j], l.splat(bias[self.row + i]));
+                }
+            }
             match block.out {
                 DisjointOut::Codes(out) => {
                     for i in 0..MR {
-                        let codes = requant.codes(l, l.sub(acc[i][j], moved));
+                        let codes = requant.codes(l, acc[i][j]);
                         // SAFETY: these rows and columns are this task's.
                         let out = unsafe { out.slice(start + i * block.pitch, n_columns) };
-                        store(out, |y| l.store_bytes(y, codes));
+                        store_codes(l, out, codes);
                     }
                 }
                 DisjointOut::Numbers(out) => {
                     for i in 0..MR {
-                        let numbers = requant.numbers(l, l.sub(acc[i][j], moved));
+                        let numbers = requant.numbers(l, acc[i][j]);
                         // SAFETY: as above.
                         let out = unsafe { out.slice(start + i * block.pitch, n_columns) };
-                        store(out, |y| l.store_f32(y, numbers));
+                        store_numbers(l, out, numbers);
                     }
                 }
             }
@@ -343,14 +366,26 @@ impl Tile<'_> {
     }
 }
 
-/// Calls `write` with room for all lanes, of which `out` may want the first ones only.
+/// The first codes, as many as there is room for.
 #[inline(always)]
-pub(super) fn store<T: Copy + Default>(out: &mut [T], write: impl FnOnce(&mut [T])) {
+pub(super) fn store_codes<L: Lanes>(l: L, out: &mut [u8], codes: L::I) {
     if out.len() == N {
-        write(out);
+        l.store_bytes(out, codes);
     } else {
-        let mut lanes = [T::default(); N];
-        write(&mut lanes);
+        let mut lanes = [0; N];
+        l.store_bytes(&mut lanes, codes);
+        out.copy_from_slice(&lanes[..out.len()]);
+    }
+}
+
+/// The first numbers, as many as there is room for.
+#[inline(always)]
+fn store_numbers<L: Lanes>(l: L, out: &mut [f32], numbers: L::F) {
+    if out.len() == N {
+        l.store_f32(out, numbers);
+    } else {
+        let mut lanes = [0.0; N];
+        l.store_f32(&mut lanes, numbers);
         out.copy_from_slice(&lanes[..out.len()]);
     }
 }

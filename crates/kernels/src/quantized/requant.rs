@@ -1,10 +1,11 @@
 //! From sums to codes.
 
-use alloc::{vec, vec::Vec};
+use alloc::{boxed::Box, vec, vec::Vec};
 use midtread_num::QRange;
 use midtread_num::requant::{Multiplier, requantize};
 
 use super::lanes::{Lanes, N};
+use super::{Add, Bytes};
 
 /// How the sums of each output channel become codes, or numbers.
 #[derive(Clone, Debug)]
@@ -16,14 +17,26 @@ pub struct Requant {
     pub(super) shifts: Option<Vec<f32>>,
     /// Instead of `scales`, where there is no floating point.
     multipliers: Option<Vec<[Multiplier; N]>>,
+    /// What codes are put through.
+    row: Option<Box<Row>>,
     lo: f32,
     hi: f32,
     pub(super) codes: [i32; 2],
     pub(super) zero_point: i32,
-    /// Whether every scaled sum is in the range of `i32`, because the scales are below 1.
-    pub(super) is_small: bool,
-    /// The largest magnitude of a bias and of a scale; infinite where there are multipliers.
-    largest: [f64; 2],
+}
+
+/// A row of codes, one for each channel, and the sum of codes with it: [`Add`] with what does not depend on the codes
+/// computed ahead.
+///
+/// `round(clamp(code * factor + terms))`, and where the row is the first of the two
+/// `round(clamp(first * first_factor + (code * factor + terms)))`.
+#[derive(Clone, Debug)]
+struct Row {
+    factor: f32,
+    terms: Vec<f32>,
+    first: Option<(Vec<f32>, f32)>,
+    lo: f32,
+    hi: f32,
 }
 
 /// From one sum to a code, with the same factor for all.
@@ -72,6 +85,17 @@ pub(super) struct Channels<'a, L: Lanes> {
     lo: L::F,
     hi: L::F,
     zero_point: L::I,
+    row: Option<RowChannels<L>>,
+}
+
+/// A [`Row`] in registers.
+#[derive(Clone, Copy)]
+struct RowChannels<L: Lanes> {
+    factor: L::F,
+    terms: L::F,
+    first: Option<(L::F, L::F)>,
+    lo: L::F,
+    hi: L::F,
 }
 
 impl<L: Lanes> Channels<'_, L> {
@@ -89,14 +113,23 @@ impl<L: Lanes> Channels<'_, L> {
             return l.load(&acc);
         }
         let x = l.clamp(self.scaled(l, sums), self.lo, self.hi);
-        l.add(l.round(x), self.zero_point)
+        let codes = l.add(l.round(x), self.zero_point);
+        let Some(row) = self.row else { return codes };
+        let mut x = l.mul_add(l.to_f32(codes), row.factor, row.terms);
+        if let Some((first, factor)) = row.first {
+            x = l.mul_add(first, factor, x);
+        }
+        l.round(l.clamp(x, row.lo, row.hi))
     }
 
     /// The numbers of sums.
     #[inline(always)]
     pub(super) fn numbers(&self, l: L, sums: L::I) -> L::F {
         let x = self.scaled(l, sums);
-        self.shifts.map_or(x, |shifts| l.add_f32(x, shifts))
+        match self.shifts {
+            Some(shifts) => l.add_f32(x, shifts),
+            None => x,
+        }
     }
 
     #[inline(always)]
@@ -140,13 +173,7 @@ impl Requant {
     pub fn new(bias: &[i32], scales: &[f32], codes: [i32; 2], zero_point: i32) -> Self {
         assert_eq!(bias.len(), scales.len(), "a bias and a scale for each channel");
         assert!(scales.iter().all(|s| s.is_finite()), "scales are numbers");
-        let is_small = scales.iter().all(|scale| scale.abs() < 1.0);
-        let largest = [
-            bias.iter().map(|bias| f64::from(*bias).abs()).fold(0.0, f64::max),
-            scales.iter().map(|scale| f64::from(*scale).abs()).fold(0.0, f64::max),
-        ];
-        let scales = filled(scales, 0.0);
-        Self { scales, is_small, largest, ..Self::empty(bias, codes, zero_point) }
+        Self { scales: filled(scales, 0.0), ..Self::empty(bias, codes, zero_point) }
     }
 
     /// As [`Requant::new`], without floating point: [`Multiplier::requantize`].
@@ -164,6 +191,40 @@ impl Requant {
         let one = Multiplier::from_real(1.0).expect("1 is in range");
         let lanes = filled(multipliers, one).as_chunks().0.to_vec();
         Self { multipliers: Some(lanes), ..Self::empty(bias, codes, zero_point) }
+    }
+
+    /// The same factor and no bias for every channel.
+    ///
+    /// # Panics
+    ///
+    /// When the factor is not a number.
+    pub fn uniform(factor: Factor, codes: [i32; 2], zero_point: i32) -> Self {
+        match factor {
+            Factor::Float(factor) => Self::new(&[0; N], &[factor; N], codes, zero_point),
+            Factor::Fixed(factor) => Self::fixed_point(&[0; N], &[factor; N], codes, zero_point),
+        }
+    }
+
+    /// Codes are put through `add`, whose second input is the code of their channel in `row`. With `is_swapped` it is
+    /// the first: `add` is then given as the sum of the codes and the row all the same.
+    ///
+    /// # Panics
+    ///
+    /// When the row's codes are not one for each channel, or there are multipliers.
+    pub fn with_row(self, add: &Add, row: Bytes, is_swapped: bool) -> Self {
+        self.check(row.data.len());
+        assert!(self.multipliers.is_none(), "a sum in floating point");
+        let [factor, row_factor] = add.factors;
+        let numbers: Vec<f32> = (0..row.data.len()).map(|i| row.value(i) as f32).collect();
+        let (terms, first) = if is_swapped {
+            let terms = vec![add.swapped_offset; numbers.len()];
+            (terms, Some((filled(&numbers, 0.0), row_factor)))
+        } else {
+            let term = |x: &f32| libm::fmaf(*x, row_factor, add.offset);
+            (numbers.iter().map(term).collect(), None)
+        };
+        let row = Row { factor, terms: filled(&terms, 0.0), first, lo: add.lo, hi: add.hi };
+        Self { row: Some(Box::new(row)), ..self }
     }
 
     /// For [`Out::Numbers`] alone: `f32(sum + bias) * scale + shift`, each step rounded.
@@ -194,46 +255,114 @@ impl Requant {
         let [lo, hi] = codes.map(|code| (code - zero_point) as f32);
         let bias = filled(bias, 0);
         let scales = vec![0.0; bias.len()];
-        Self {
-            bias,
-            scales,
-            shifts: None,
-            multipliers: None,
-            lo,
-            hi,
-            codes,
-            zero_point,
-            is_small: false,
-            largest: [f64::INFINITY; 2],
-        }
+        Self { bias, scales, shifts: None, multipliers: None, row: None, lo, hi, codes, zero_point }
     }
 
-    /// Whether every scaled sum of so many products of a `u8` and an `i8` is in the range of `i32`, with room for what
-    /// rounding adds.
-    pub(super) fn is_small_after(&self, n_products: usize) -> bool {
-        let [bias, scale] = self.largest;
-        self.is_small || (bias + n_products as f64 * 32640.0) * scale < 1_073_741_824.0
-    }
-
-    /// What concerns the sixteen channels from `channel` on.
-    #[inline(always)]
-    pub(super) fn channels<L: Lanes>(&self, l: L, channel: usize) -> Channels<'_, L> {
-        Channels {
-            multipliers: self.multipliers.as_ref().map(|lanes| &lanes[channel / N]),
+    /// As the kernels read it.
+    pub(super) fn view(&self) -> RequantView<'_> {
+        RequantView {
+            bias: &self.bias,
+            scales: &self.scales,
+            shifts: self.shifts.as_deref(),
+            multipliers: self.multipliers.as_deref(),
+            row: self.row.as_ref().map(|row| RowView {
+                factor: row.factor,
+                terms: &row.terms,
+                first: row.first.as_ref().map(|(first, factor)| (&first[..], *factor)),
+                lo: row.lo,
+                hi: row.hi,
+            }),
+            lo: self.lo,
+            hi: self.hi,
             codes: self.codes,
-            zero: self.zero_point,
-            bias: l.load(&self.bias[channel..]),
-            scales: l.load_f32(&self.scales[channel..]),
-            shifts: self.shifts.as_ref().map(|shifts| l.load_f32(&shifts[channel..])),
-            lo: l.splat_f32(self.lo),
-            hi: l.splat_f32(self.hi),
-            zero_point: l.splat(self.zero_point),
+            zero_point: self.zero_point,
         }
     }
 
     /// Panics when it is for another number of channels.
     pub(super) fn check(&self, n_channels: usize) {
         assert_eq!(self.bias.len(), n_channels.next_multiple_of(N), "a bias for each channel");
+    }
+}
+
+/// What a [`Requant`] holds, wherever it lies.
+#[derive(Clone, Copy)]
+pub(super) struct RequantView<'a> {
+    pub(super) bias: &'a [i32],
+    /// Or sixteen that are all the same, for all.
+    pub(super) scales: &'a [f32],
+    pub(super) shifts: Option<&'a [f32]>,
+    /// Or one sixteen, for all.
+    pub(super) multipliers: Option<&'a [[Multiplier; N]]>,
+    pub(super) row: Option<RowView<'a>>,
+    pub(super) lo: f32,
+    pub(super) hi: f32,
+    pub(super) codes: [i32; 2],
+    pub(super) zero_point: i32,
+}
+
+/// A [`Row`], wherever it lies.
+#[derive(Clone, Copy)]
+pub(super) struct RowView<'a> {
+    pub(super) factor: f32,
+    pub(super) terms: &'a [f32],
+    pub(super) first: Option<(&'a [f32], f32)>,
+    pub(super) lo: f32,
+    pub(super) hi: f32,
+}
+
+impl<'a> RequantView<'a> {
+    /// Whether codes are made without floating point.
+    pub(super) fn is_fixed_point(&self) -> bool {
+        self.multipliers.is_some()
+    }
+
+    /// The sixteen scales from channel `channel` on.
+    #[inline(always)]
+    pub(super) fn scales_from(&self, channel: usize) -> &'a [f32] {
+        &self.scales[channel.min(self.scales.len() - N)..]
+    }
+
+    /// What concerns the sixteen channels from `channel` on.
+    #[inline(always)]
+    #[expect(
+        clippy::manual_map,
+        reason = "a closure would be compiled without its caller's instructions"
+    )]
+    pub(super) fn channels<L: Lanes>(&self, l: L, channel: usize) -> Channels<'a, L> {
+        let shifts = match self.shifts {
+            Some(shifts) => Some(l.load_f32(&shifts[channel..])),
+            None => None,
+        };
+        let multipliers = self.multipliers.map(|lanes| &lanes[(channel / N).min(lanes.len() - 1)]);
+        let row = match self.row {
+            Some(row) => {
+                let first = match row.first {
+                    Some((x, f)) => Some((l.load_f32(&x[channel..]), l.splat_f32(f))),
+                    None => None,
+                };
+                Some(RowChannels {
+                    factor: l.splat_f32(row.factor),
+                    terms: l.load_f32(&row.terms[channel..]),
+                    first,
+                    lo: l.splat_f32(row.lo),
+                    hi: l.splat_f32(row.hi),
+                })
+            }
+            None => None,
+        };
+        Channels {
+            row,
+            multipliers,
+            codes: self.codes,
+            zero: self.zero_point,
+            bias: l.load(&self.bias[channel..]),
+            scales: l.load_f32(self.scales_from(channel)),
+            shifts,
+            lo: l.splat_f32(self.lo),
+            hi: l.splat_f32(self.hi),
+            zero_point: l.splat(self.zero_point),
+        }
     }
 }
 

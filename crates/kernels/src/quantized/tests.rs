@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use midtread_num::QRange;
 use midtread_num::requant::{Multiplier, SumMultipliers};
+use midtread_num::softmax::Softmax;
 
 use crate::conv::tests::convs;
 
@@ -25,9 +26,11 @@ fn requant(n: usize, seed: u64, is_signed: bool, zero_point: i32) -> (Requant, V
         .iter()
         .map(|&b| if b < 64 { 0.0078125 } else { f32::from(b) * 7.1e-5 })
         .collect();
-    // Now and then one that brings sums out of the range of `i32`.
-    if bytes[0] < 32 {
+    // Now and then one that brings sums out of the range of `i32`, or even of `f32`.
+    if bytes[0] < 16 {
         scales[n / 2] = 3.0e6;
+    } else if bytes[0] < 32 {
+        scales[n / 2] = -3.0e38;
     } else if bytes[0] < 96 {
         scales[n / 2] = 3.5;
     }
@@ -68,6 +71,60 @@ proptest! {
         product::tests::each_variant(m, x, &weights, &requant, |name, got, got_numbers| {
             assert_eq!(got, codes, "{name}");
             assert_eq!(got_numbers, numbers, "{name}");
+        });
+    }
+
+    #[test]
+    fn a_product_of_two_is_that_of_its_codes_less_their_zero_points_wherever_the_matrices_lie(
+        ([o, p], m, k, n) in (prop::array::uniform2(1_usize..4), 1_usize..40, 0_usize..70, 1_usize..40),
+        (a_signed, b_signed, y_signed) in (any::<bool>(), any::<bool>(), any::<bool>()),
+        // Whether a factor or the product has its second count of matrices inside of its rows, the second factor is
+        // transposed, or is one for all.
+        (a_inside, b_inside, y_inside, turned, is_one) in any::<(bool, bool, bool, bool, bool)>(),
+        (zeros, y_zero, is_fixed) in ([0_i32..100, 0_i32..100], 0_i32..100, any::<bool>()),
+        seed: u64,
+    ) {
+        let strides = |rows: usize, columns: usize, inside: bool| {
+            let outer = [0, 0, 0, 0, p * rows * columns, if inside { columns } else { rows * columns }];
+            Strides { outer, row: if inside { p * columns } else { columns }, column: 1 }
+        };
+        let (a_lie, y_lie) = (strides(m, k, a_inside), strides(m, n, y_inside));
+        let mut b_lie = if turned { strides(n, k, b_inside) } else { strides(k, n, b_inside) };
+        if turned {
+            (b_lie.row, b_lie.column) = (b_lie.column, b_lie.row);
+        }
+        if is_one {
+            b_lie.outer = [0; MAX_OUTER];
+        }
+        let of =
+            Matrices { outer: [1, 1, 1, 1, o, p], m, k, n, a: a_lie, b: b_lie, y: y_lie };
+        let (a, b) = (noise(o * p * m * k, seed), noise(o * p * k * n, seed ^ 1));
+        let (a, b) = (Bytes { data: &a, is_signed: a_signed }, Bytes { data: &b, is_signed: b_signed });
+        let (codes, scale) = (if y_signed { [-100, 120] } else { [3, 250] }, 0.0009765625_f32);
+        let multiplier = Multiplier::from_real(f64::from(scale)).unwrap();
+        let factor = if is_fixed { Factor::Fixed(multiplier) } else { Factor::Float(scale) };
+        let requant = Requant::uniform(factor, codes, y_zero);
+        let (mut want, mut want_numbers) = (vec![0xAA; o * p * m * n], vec![-7.0; o * p * m * n]);
+        let at = |of: &Strides, i: usize, row: usize, column: usize| {
+            i / p * of.outer[4] + i % p * of.outer[5] + row * of.row + column * of.column
+        };
+        for i in 0..o * p {
+            for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
+                let products = (0..k).map(|q| {
+                    let (a, b) = (a.value(at(&a_lie, i, row, q)), b.value(at(&b_lie, i, q, column)));
+                    (a - zeros[0]) * (b - zeros[1])
+                });
+                let sum: i32 = products.sum();
+                let rule = Rule { factor, zero_point: y_zero, range: QRange::new(-128, 255).unwrap(), codes };
+                want[at(&y_lie, i, row, column)] = rule.code(sum) as u8;
+                // Numbers have no multipliers.
+                want_numbers[at(&y_lie, i, row, column)] = if is_fixed { 0.0 } else { sum as f32 * scale };
+            }
+        }
+        let len = want.len();
+        matrices::tests::each_variant(&of, a, b, zeros, &requant, len, |name, got, numbers| {
+            assert_eq!(got, want, "{name}");
+            assert!(is_fixed || numbers == want_numbers, "{name}");
         });
     }
 
@@ -170,6 +227,34 @@ proptest! {
     }
 
     #[test]
+    fn every_variant_of_a_softmax_gives_the_codes_of_the_definition(
+        (rows, len) in (0_usize..30, 1_usize..70),
+        is_signed: bool,
+        (x_scale, y_scale) in (0.0001_f32..0.3, 0.001_f32..0.02),
+        zero_point in -20_i32..20,
+        seed: u64,
+    ) {
+        let x = noise(rows * len, seed);
+        let of = Softmax::new(len, x_scale, y_scale, zero_point);
+        let mut want = Vec::new();
+        for row in x.chunks_exact(len) {
+            let bytes: Vec<usize> = row
+                .iter()
+                .map(|&x| if is_signed { (i32::from(x as i8) + 128) as usize } else { usize::from(x) })
+                .collect();
+            let top = bytes.iter().max().unwrap();
+            let e = |byte: usize| of.exponentials[255 - top + byte];
+            let sum = bytes.iter().fold(0.0_f32, |sum, &byte| sum + e(byte));
+            want.extend(bytes.iter().map(|&byte| of.code(e(byte), sum) as u8));
+        }
+        let x = Bytes { data: &x, is_signed };
+        softmax::tests::each_variant(&of, len, x, |name, got| assert_eq!(got, want, "{name}"));
+        let mut y = vec![0xAA; want.len()];
+        super::softmax(&of, len, x, &mut y);
+        prop_assert_eq!(y, want);
+    }
+
+    #[test]
     fn a_mean_over_pixels_is_the_sum_requantized(
         (images, pixels, channels) in (1_usize..3, 1_usize..60, 1_usize..40),
         is_signed: bool,
@@ -252,7 +337,7 @@ proptest! {
         let weights = Weights::new(k, n, |p, j| w[p * n + j].cast_signed());
         let (_, bias, scales) = requant(n, seed ^ 2, false, 0);
         let multipliers: Vec<Multiplier> =
-            scales.iter().map(|&s| Multiplier::from_real(f64::from(s)).unwrap()).collect();
+            scales.iter().map(|&s| Multiplier::from_real(f64::from(s.abs().min(1e6))).unwrap()).collect();
         let requant = Requant::fixed_point(&bias, &multipliers, [2, 250], 11);
         let mut y = vec![0xAA; m * n];
         product(m, x, &weights, &requant, &mut Out::Codes(&mut y));
@@ -353,6 +438,38 @@ fn to_channels_first(x: &[u8], images: usize, channels: usize) -> Vec<u8> {
         out[(image * channels + c) * pixels + p] = x;
     }
     out
+}
+
+#[test]
+fn products_of_two_are_cut_into_tasks_that_change_no_code() {
+    let (heads, m, k, n) = (3, 301, 64, 290);
+    let (a, b) = (noise(heads * m * k, 5), noise(heads * k * n, 6));
+    let (a, b) = (Bytes { data: &a, is_signed: false }, Bytes { data: &b, is_signed: false });
+    let lie = |row: usize| Strides { outer: [0, 0, 0, 0, 0, row], row: heads * row, column: 1 };
+    let outer = [1, 1, 1, 1, 1, heads];
+    let of = Matrices { outer, m, k, n, a: lie(k), b: lie(n), y: lie(n) };
+    let requant = Requant::uniform(Factor::Float(0.001), [0, 255], 100);
+    let on_threads = |n_threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+        let mut y = vec![0xAA; heads * m * n];
+        pool.install(|| {
+            product_of_two(&of, a, b, [7, 200], &requant, &mut Out::Codes(&mut y));
+        });
+        y
+    };
+    let one = on_threads(1);
+    for (head, row, column) in [(0, 0, 0), (1, 299, 3), (2, 300, 289)] {
+        let product = |p: usize| {
+            let a = a.value(row * heads * k + head * k + p) - 7;
+            a * (b.value(p * heads * n + head * n + column) - 200)
+        };
+        let sum: i32 = (0..k).map(product).sum();
+        let code = (sum as f32 * 0.001).round_ties_even() as i32 + 100;
+        assert_eq!(i32::from(one[row * heads * n + head * n + column]), code.clamp(0, 255));
+    }
+    for n_threads in [2, 5] {
+        assert_eq!(on_threads(n_threads), one, "{n_threads} threads");
+    }
 }
 
 #[test]

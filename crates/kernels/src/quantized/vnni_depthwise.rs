@@ -169,7 +169,10 @@ impl<'a> Columns<'a> {
                     pixels[t] = load_64(bytes.as_ptr());
                 }
             }
-            let [a, b, c, d] = pixels.map(|x| _mm512_xor_si512(x, flip));
+            for x in &mut pixels {
+                *x = _mm512_xor_si512(*x, flip);
+            }
+            let [a, b, c, d] = pixels;
             // Two pixels' bytes in turn, and then the four's.
             let (ab, cd) = (_mm512_unpacklo_epi8(a, b), _mm512_unpacklo_epi8(c, d));
             store_quad(&mut quads[0], _mm512_unpacklo_epi16(ab, cd));
@@ -269,7 +272,7 @@ impl BlockToCodes {
                 bias[k] = _mm512_sub_epi32(bias[k], load(&block.moved[k]));
             }
         }
-        Self { bias, scales, to_codes: ToCodes::new(requant) }
+        Self { bias, scales, to_codes: ToCodes::new(&requant) }
     }
 
     #[inline]

@@ -91,6 +91,40 @@ impl Weights {
         self.n
     }
 
+    /// As the kernels read them.
+    pub(super) fn panels(&self) -> Panels<'_> {
+        let &Self { n_segments, segment_len, n, .. } = self;
+        Panels { n_segments, segment_len, n, quads: &self.quads, moved: &self.moved }
+    }
+}
+
+/// The second factor of a product, wherever its panels lie: what [`Weights`] holds.
+#[derive(Clone, Copy)]
+pub(super) struct Panels<'a> {
+    n_segments: usize,
+    segment_len: usize,
+    n: usize,
+    quads: &'a [Quad],
+    moved: &'a [i32],
+}
+
+impl<'a> Panels<'a> {
+    /// A matrix of `k` rows and `n` columns, for first factors that are not moved.
+    pub(super) fn of_matrix(k: usize, n: usize, quads: &'a [Quad]) -> Self {
+        assert_eq!(quads.len(), k.div_ceil(4) * n.div_ceil(N), "panels of the matrix");
+        Self { n_segments: 1, segment_len: k, n, quads, moved: &[] }
+    }
+
+    /// Rows.
+    pub(super) fn k(&self) -> usize {
+        self.n_segments * self.segment_len
+    }
+
+    /// Columns.
+    pub(super) fn n(&self) -> usize {
+        self.n
+    }
+
     /// How many runs of bytes make up a row of the first factor, and how long each is.
     pub(super) fn segments(&self) -> [usize; 2] {
         [self.n_segments, self.segment_len]
@@ -112,13 +146,13 @@ impl Weights {
     }
 
     /// Sixteen columns.
-    pub(super) fn panel(&self, i: usize) -> &[Quad] {
+    pub(super) fn panel(&self, i: usize) -> &'a [Quad] {
         let len = self.n_words();
         &self.quads[i * len..][..len]
     }
 
     /// What is subtracted from the sums when a first factor of `i8` was moved to `u8`.
-    pub(super) fn moved(&self) -> &[i32] {
-        &self.moved
+    pub(super) fn moved(&self) -> &'a [i32] {
+        self.moved
     }
 }

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use std::ops::Range;
 
-use super::weights::Weights;
+use super::weights::Panels;
 use crate::conv::Conv2d;
 use crate::par;
 
@@ -79,7 +79,7 @@ impl<'a> Windows<'a> {
     }
 
     /// Whether the image can be read as it is.
-    fn is_direct(&self, weights: &Weights) -> bool {
+    fn is_direct(&self, weights: &Panels<'_>) -> bool {
         self.flip == 0
             && self.conv.pads == [0; 4]
             && self.channels.len() == self.conv.c_in
@@ -88,7 +88,7 @@ impl<'a> Windows<'a> {
 
     /// How many windows to look at together, so that what is read and written stays in the first-level cache; but
     /// enough of them that going through the weights for so many pays.
-    pub(super) fn block_len(&self, weights: &Weights) -> usize {
+    pub(super) fn block_len(&self, weights: &Panels<'_>) -> usize {
         let [stride_h, stride_w] = self.conv.strides;
         let per_window = stride_h * stride_w * self.channels.len() + weights.n();
         let is_large = (1 << 19) < weights.k() * weights.n();
@@ -100,7 +100,7 @@ impl<'a> Windows<'a> {
     pub(super) fn rows<'b>(
         &'b self,
         range: Range<usize>,
-        weights: &Weights,
+        weights: &Panels<'_>,
         buffers: &'b mut Buffers<'_>,
     ) -> Rows<'b> {
         let conv = &self.conv;
