@@ -3,7 +3,7 @@
 //! The input's plane is sorted by the remainders of row and column modulo the strides, with the padding in place, and
 //! the output's gradient is laid out with the same distance between rows, zeros behind each row. Then every element of
 //! the kernel meets the whole plane as one run of neighbors at a fixed offset: a sum of products for the weight's
-//! gradient, a scaled addition for the input's, whatever the stride and the dilation.
+//! gradient, a sum of scaled neighbors for the input's, whatever the stride and the dilation.
 
 use crate::autovec::autovec;
 use crate::conv::Conv2d;
@@ -98,18 +98,21 @@ fn dot(dy: &[f32], plane: &[f32], offsets: &[usize], sums: &mut [[f32; N]]) {
     }
 }
 
-autovec!(SPREAD, fn(dy: &[f32], w: &[f32], offsets: &[usize], plane: &mut [f32]) = spread);
+autovec!(COLLECT, fn(dy: &[f32], w: &[f32], starts: &[usize], plane: &mut [f32]) = collect);
 
-/// `plane[offsets[t]..] += w[t] * dy`.
+/// `plane[i] = sum(w[t] * dy[starts[t] + i])`, with each sum in registers: added up in the plane, every element of the
+/// kernel would have to wait for what the one before it stored.
 #[inline(always)]
-fn spread(dy: &[f32], w: &[f32], offsets: &[usize], plane: &mut [f32]) {
-    for (&offset, &w) in offsets.iter().zip(w) {
-        let to = plane[offset..][..dy.len()].as_chunks_mut::<N>().0;
-        for (dy, to) in dy.as_chunks::<N>().0.iter().zip(to) {
-            for (to, dy) in to.iter_mut().zip(dy) {
-                *to = w.mul_add(*dy, *to);
+fn collect(dy: &[f32], w: &[f32], starts: &[usize], plane: &mut [f32]) {
+    for (i, to) in plane.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+        let mut sum = [0.0; N];
+        for (&start, &w) in starts.iter().zip(w) {
+            let dy = &dy[start + i * N..][..N];
+            for (sum, dy) in sum.iter_mut().zip(dy) {
+                *sum = w.mul_add(*dy, *sum);
             }
         }
+        *to = sum;
     }
 }
 
@@ -124,20 +127,46 @@ pub(super) fn input(conv: &Conv2d, w: &[f32], dy: &[f32], dx: &mut [f32]) {
     let [out_h, out_w] = conv.output();
     let (n_out, n_in, taps) =
         (out_h * out_w, conv.input[0] * conv.input[1], conv.kernel[0] * conv.kernel[1]);
-    let run = variant::select(SPREAD);
+    let run = variant::select(COLLECT);
     let n_planes = conv.n * conv.c_in;
+    // The plane of each pair of remainders has its own elements of the kernel.
+    let n_remainders = conv.strides[0] * conv.strides[1];
+    let part = geometry.n_plane / n_remainders;
+    let padded_part = part.next_multiple_of(N);
+    let elements: Vec<Vec<(usize, usize)>> = (0..n_remainders)
+        .map(|r| {
+            let all = geometry.offsets.iter().enumerate();
+            all.filter(|(_, o)| *o / part == r).map(|(t, o)| (t, o % part)).collect()
+        })
+        .collect();
+    // Where rows and columns lie once each part is as long as whole vectors are.
+    let padded = |at: &usize| at / part * padded_part + at % part;
+    let rows: Vec<usize> = geometry.rows.iter().map(padded).collect();
+    let cols: Vec<usize> = geometry.cols.iter().map(padded).collect();
+    // Zeros before and behind the gradient, as far as the elements reach.
+    let before = elements.iter().flatten().map(|&(_, o)| o).max().unwrap_or(0);
+    let n_laid_out = before + padded_part.max(geometry.n_dy);
+    let starts: Vec<Vec<usize>> =
+        elements.iter().map(|e| e.iter().map(|&(_, o)| before - o).collect()).collect();
     let dx = Disjoint::new(dx);
     par::for_each_task(n_planes, n_planes * cost_ns(conv), |i| {
         // SAFETY: each plane is its own.
         let dx = unsafe { dx.slice(i * n_in, n_in) };
-        par::with_scratch(geometry.n_dy + geometry.n_plane, |scratch| {
-            let (laid_out, plane) = scratch.split_at_mut(geometry.n_dy);
-            geometry.lay_out(&dy[i * n_out..][..n_out], out_w, laid_out);
-            plane.fill(0.0);
-            run(laid_out, &w[i % conv.c_in * taps..][..taps], &geometry.offsets, plane);
-            for (to, &row) in dx.chunks_exact_mut(conv.input[1]).zip(&geometry.rows) {
-                for (to, &col) in to.iter_mut().zip(&geometry.cols) {
-                    *to = plane[row + col];
+        par::with_scratch(n_laid_out + n_remainders * padded_part + taps, |scratch| {
+            let (laid_out, rest) = scratch.split_at_mut(n_laid_out);
+            let (planes, own_w) = rest.split_at_mut(n_remainders * padded_part);
+            laid_out[..before].fill(0.0);
+            geometry.lay_out(&dy[i * n_out..][..n_out], out_w, &mut laid_out[before..]);
+            let w = &w[i % conv.c_in * taps..][..taps];
+            for (r, plane) in planes.chunks_exact_mut(padded_part).enumerate() {
+                for (own, &(t, _)) in own_w.iter_mut().zip(&elements[r]) {
+                    *own = w[t];
+                }
+                run(laid_out, &own_w[..elements[r].len()], &starts[r], plane);
+            }
+            for (to, &row) in dx.chunks_exact_mut(conv.input[1]).zip(&rows) {
+                for (to, &col) in to.iter_mut().zip(&cols) {
+                    *to = planes[row + col];
                 }
             }
         });
@@ -179,7 +208,7 @@ pub(super) fn weights(conv: &Conv2d, x: &[f32], dy: &[f32], dw: &mut [f32]) {
 pub(super) fn describe() -> Vec<VariantInfo> {
     [
         variant::describe("grad::depthwise_weights", DOT),
-        variant::describe("grad::depthwise_input", SPREAD),
+        variant::describe("grad::depthwise_input", COLLECT),
     ]
     .concat()
 }
