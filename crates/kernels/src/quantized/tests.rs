@@ -75,6 +75,43 @@ proptest! {
     }
 
     #[test]
+    fn a_row_that_is_added_to_a_product_gives_the_codes_of_the_sum_of_two_tensors(
+        (m, k, n) in (1_usize..30, 1_usize..40, 1_usize..70),
+        signs: [bool; 3],
+        is_swapped: bool,
+        (zero_point, factors) in (0_i32..100, [0.01_f32..3.0, 0.01_f32..3.0]),
+        offsets in [-99.0_f32..99.0, -99.0_f32..99.0],
+        seed: u64,
+    ) {
+        let (x, w, row) = (noise(m * k, seed), noise(k * n, seed ^ 1), noise(n, seed ^ 3));
+        let [made_signed, row_signed, y_signed] = signs;
+        let x = Bytes { data: &x, is_signed: false };
+        let weights = Weights::new(k, n, |p, j| w[p * n + j].cast_signed());
+        let (requant, _, _) = requant(n, seed ^ 2, made_signed, zero_point);
+        let [lo, hi] = if y_signed { [-100.0, 127.0] } else { [3.0, 250.0] };
+        let [offset, swapped_offset] = offsets;
+        let add = Add { factors, offset, swapped_offset, lo, hi };
+
+        let mut made = vec![0xAA; m * n];
+        product(m, x, &weights, &requant, &mut Out::Codes(&mut made));
+        let mut want = vec![0xAA; m * n];
+        let swapped = Add { factors: [factors[1], factors[0]], offset: swapped_offset, ..add };
+        for (made, want) in made.chunks_exact(n).zip(want.chunks_exact_mut(n)) {
+            let made = Bytes { data: made, is_signed: made_signed };
+            let row = Bytes { data: &row, is_signed: row_signed };
+            match is_swapped {
+                false => pairwise(&Pairwise::Add(add), made, row, want),
+                true => pairwise(&Pairwise::Add(swapped), row, made, want),
+            }
+        }
+        let row = Bytes { data: &row, is_signed: row_signed };
+        let requant = requant.with_row(&add, row, is_swapped);
+        product::tests::each_variant(m, x, &weights, &requant, |name, got, _| {
+            assert_eq!(got, want, "{name}");
+        });
+    }
+
+    #[test]
     fn a_product_of_two_is_that_of_its_codes_less_their_zero_points_wherever_the_matrices_lie(
         ([o, p], m, k, n) in (prop::array::uniform2(1_usize..4), 1_usize..40, 0_usize..70, 1_usize..40),
         (a_signed, b_signed, y_signed) in (any::<bool>(), any::<bool>(), any::<bool>()),
