@@ -485,7 +485,7 @@ fn products_of_two_are_cut_into_tasks_that_change_no_code() {
     let lie = |row: usize| Strides { outer: [0, 0, 0, 0, 0, row], row: heads * row, column: 1 };
     let outer = [1, 1, 1, 1, 1, heads];
     let of = Matrices { outer, m, k, n, a: lie(k), b: lie(n), y: lie(n) };
-    let requant = Requant::uniform(Factor::Float(0.001), [0, 255], 100);
+    let requant = Requant::uniform(Factor::Float(0.0001), [0, 255], 100);
     let on_threads = |n_threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
         let mut y = vec![0xAA; heads * m * n];
@@ -501,7 +501,8 @@ fn products_of_two_are_cut_into_tasks_that_change_no_code() {
             a * (b.value(p * heads * n + head * n + column) - 200)
         };
         let sum: i32 = (0..k).map(product).sum();
-        let code = (sum as f32 * 0.001).round_ties_even() as i32 + 100;
+        let code = (sum as f32 * 0.0001).round_ties_even() as i32 + 100;
+        assert!((1..255).contains(&code), "not at the end of the range: {code}");
         assert_eq!(i32::from(one[row * heads * n + head * n + column]), code.clamp(0, 255));
     }
     for n_threads in [2, 5] {
