@@ -123,6 +123,14 @@ fn a_comparison_has_a_model_a_page_and_four_scores_for_each_width() {
         let titles: Vec<&Value> =
             data["charts"].as_array().unwrap().iter().map(|c| &c["title"]).collect();
         assert_eq!(titles, ["Loss", "Learning rate", "On the validation data"]);
-        assert_eq!(data["variants"].as_array().unwrap().len(), 4);
+        let variants = data["variants"].as_array().unwrap();
+        assert_eq!(variants.len(), 4);
+        assert!(variants.iter().all(|v| v["top1_interval"][0].as_f64() < v["top1"].as_f64()));
+        // Float and trained are timed.
+        assert!(
+            variants[..2].iter().all(|v| 0.0 < v["latencies"][0]["median_ms"].as_f64().unwrap())
+        );
+        let nodes = data["nodes"].as_array().unwrap();
+        assert!(nodes.iter().any(|n| n["status"] == "quantized") && data["tensors"].is_object());
     }
 }

@@ -12,6 +12,8 @@ use crate::{
 
 /// A trained, quantized model, and what it is compared with.
 pub struct TrainedModel {
+    /// The float model as it was planned.
+    pub prepared: Model,
     /// The result, ready to be saved.
     pub model: Model,
     /// What was decided, with the trained parameters.
@@ -152,6 +154,7 @@ pub fn train(
     let midtread_train::Trained { plan, epochs, best, n_norms, n_parameters, kept_bytes, .. } =
         trained;
     Ok(TrainedModel {
+        prepared,
         model,
         plan,
         epochs,

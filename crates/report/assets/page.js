@@ -558,7 +558,7 @@ function lineChart(host, c) {
   host.append(make('figure', null, make('h3', null, c.title), box, make('div', { class: 'swatches' }, ...c.series.map((s, i) => make('span', null, make('span', { class: 'keyline', style: 'border-color:' + lines()[i % 6] }), s.name + ' '))), c.note ? make('figcaption', null, c.note) : null));
   chart(box, width => new vendor.uPlot({
     width, height: 260, legend: { show: false }, cursor: { drag: { x: false, y: false } }, scales: { x: { time: false } },
-    axes: [axis(c.x_label), axis(c.y_label, { size: 62 })], series: [{}, ...c.series.map((s, i) => ({ stroke: lines()[i % 6], width: 2, points: { show: c.x.length < 40 } }))],
+    axes: [axis(c.x_label), axis(c.y_label, { size: 72, values: (u, list) => list.map(number) })], series: [{}, ...c.series.map((s, i) => ({ stroke: lines()[i % 6], width: 2, points: { show: c.x.length < 40 } }))],
   }, [c.x, ...c.series.map(s => s.values)], box));
 }
 

@@ -15,12 +15,15 @@ use midtread::{
     data::{self, InputSpec, Preprocess},
     graph::Model,
     onnx::{self, SaveOptions},
+    page::Sources,
     quant::{calibrate::Samples, plan::IntType},
     report::{
+        Page,
         page::Group,
         training::{EpochRow, Training, page},
     },
     samples as library_samples,
+    significance::wilson,
     train::{
         Augment, Data, Epoch, Hooks, Labels, Loss, Optimizer, Options, Progress, RECIPES, Scales,
         Score, recipe_for_bits,
@@ -32,6 +35,7 @@ use serde_json::{Value, json};
 use crate::{
     args::{DataArgs, FormatArgs, PlanArgs, PrepareArgs, Width},
     context::{Context, Outcome, Stages, check_output, default_output, write},
+    judging::{self, Timing},
     pages, samples,
     table::{percent, size, table},
 };
@@ -516,7 +520,29 @@ impl Train {
                     items: result.plan.options.clone().into_iter().collect(),
                 },
             ];
-            write(&path, page(&shown).to_html().as_bytes())?;
+            let mut page = page(&shown);
+            let sources = Sources {
+                model: &result.prepared,
+                plan: Some(&result.plan),
+                stats: None,
+                comparison: None,
+                sensitivity: None,
+            };
+            let Page { nodes, tensors, .. } = midtread::page::page("", "", &sources);
+            (page.nodes, page.tensors) = (nodes, tensors);
+            if let Some(validation) = validation.filter(|_| metric == "top-1") {
+                for variant in &mut page.variants {
+                    let n = validation.which.len();
+                    variant.top1_interval = variant.top1.map(|share| wilson(share, n));
+                }
+            }
+            // Without validation data there is no table for it.
+            if 2 <= page.variants.len() {
+                let inputs = judging::first_inputs(data.samples)?;
+                let models = [&result.prepared, &result.model];
+                Timing::BRIEF.time(&mut page.variants, models, &inputs, context)?;
+            }
+            write(&path, page.to_html().as_bytes())?;
         }
         // The run is done, and its result is written.
         match std::fs::remove_file(&checkpoint) {
